@@ -1,0 +1,5 @@
+"""Attention of packed query rows of mixed kinds over a paged cache."""
+
+from kernels.paged_attention.reference import Plan, RowGroup, paged_attention, plan_groups
+
+__all__ = ["Plan", "RowGroup", "paged_attention", "plan_groups"]

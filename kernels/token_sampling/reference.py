@@ -1,0 +1,39 @@
+"""Token sampling in plain torch: every row with its own temperature, top-k, top-p, min-p and uniform number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def draw_tokens(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token a row, and its probability under the plain softmax of the logits.
+
+    logits float32 [R, V], -inf where a token is banned; temperature, top_p, min_p, uniform float [R]; top_k int64 [R], 0
+    is off. Rows with temperature 0 take the argmax. The others are drawn by inversion: the first token, in order of the
+    vocabulary, whose cumulative probability exceeds `uniform`. The filters apply in the order top-k, top-p, min-p, each
+    to the distribution at the row's temperature, as in vLLM and transformers.
+    """
+    plain = torch.softmax(logits, dim=-1)
+    greedy = logits.argmax(dim=-1)
+    if bool((temperature == 0).all()):
+        return greedy, plain.gather(1, greedy[:, None])[:, 0]
+    scale = torch.where(temperature == 0, torch.ones_like(temperature), temperature)
+    p = torch.softmax(logits / scale[:, None], dim=-1)
+    if bool(((top_k > 0) | (top_p < 1.0)).any()):
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(p.shape[1], device=p.device)[None]
+        limit = torch.where(top_k > 0, top_k, p.shape[1])[:, None]
+        ordered = torch.where(rank < limit, ordered, 0.0)
+        ordered = ordered / ordered.sum(-1, keepdim=True)
+        before = ordered.cumsum(-1) - ordered
+        ordered = torch.where((before < top_p[:, None]) | (rank == 0), ordered, 0.0)
+        p = torch.zeros_like(p).scatter(1, order, ordered)
+    p = torch.where(p >= min_p[:, None] * p.amax(-1, keepdim=True), p, 0.0)
+    cumulative = p.double().cumsum(-1)
+    target = uniform.double()[:, None] * cumulative[:, -1:]
+    drawn = (cumulative <= target).sum(-1).clamp(max=p.shape[1] - 1)
+    token = torch.where(temperature == 0, greedy, drawn)
+    return token, plain.gather(1, token[:, None])[:, 0]

@@ -1,0 +1,94 @@
+"""The command `stride`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import uvicorn
+from pydantic import ValidationError
+
+from service import __version__
+from service.settings import Settings, load_settings
+
+
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", action="append", dest="models", metavar="NAME[=FOLDER,key=value]", help="repeatable")
+    parser.add_argument("--config", type=Path, help="TOML file of settings")
+    for name, field in Settings.model_fields.items():
+        if name == "models":
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=field.description)
+        else:
+            parser.add_argument(flag, default=None, help=field.description)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    flags = {name: getattr(args, name) for name in Settings.model_fields}
+    return load_settings(args.config, **flags)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from service.api.app import create_app
+
+    try:
+        settings = _settings(args)
+    except ValidationError as error:
+        for problem in error.errors():
+            print(f"stride serve: {'.'.join(map(str, problem['loc']))}: {problem['msg']}", file=sys.stderr)
+        return 2
+    # "%s" keeps uvicorn from resetting the loggers that the engine client uses.
+    uvicorn.run(
+        create_app(settings), host=settings.host, port=settings.port, log_level=settings.log_level, access_log=False,
+        timeout_graceful_shutdown=10,
+    )  # fmt: skip
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    from service.models.loading import EMBEDDED
+
+    for path in sorted(EMBEDDED.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        print(f"{path.parent.name}\t{config['model_type']}\t{path.parent}")
+    return 0
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    from service.training import cli_shapes, cli_text
+
+    commands = parser.add_subparsers(dest="task", required=True)
+    cli_text.add_commands(commands)
+    cli_shapes.add_commands(commands)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="stride", description="One server for sequence expansion and state refinement.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve models over HTTP")
+    _serve_arguments(serve)
+    serve.set_defaults(run=_serve)
+    models = commands.add_parser("models", help="list the embedded models")
+    models.set_defaults(run=_models)
+    commands.add_parser("version", help="print the version").set_defaults(run=lambda _: print(__version__) or 0)
+    words = sys.argv[1:] if argv is None else argv
+    bench = commands.add_parser("bench", help="drive a server with mixed load and report percentiles")
+    train = commands.add_parser("train", help="train and evaluate the embedded models")
+    if words[:1] == ["bench"]:
+        from service import bench as bench_command
+
+        bench_command.add_arguments(bench)
+        bench.set_defaults(run=bench_command.run)
+    if words[:1] == ["train"]:
+        _train_arguments(train)
+    args = parser.parse_args(words)
+    return int(args.run(args) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

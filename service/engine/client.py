@@ -1,0 +1,226 @@
+"""The front end's side of the engine: starts the process, watches it, carries messages, starts it again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from service.engine.messages import (
+    Done,
+    Failed,
+    Finish,
+    FinishReason,
+    FromEngine,
+    Gauges,
+    ModelCard,
+    Preview,
+    ProcedureCard,
+    Ready,
+    Revision,
+    Shutdown,
+    Submit,
+    Tick,
+    ToEngine,
+    Tokens,
+)
+from service.procedures.registry import PROCEDURES
+from service.settings import Settings
+
+log = logging.getLogger("stride.client")
+
+Event = Tokens | Revision | Preview | Done | Failed
+STOP_SECONDS = 10.0
+MODEL_ERROR_EXIT = 3
+
+
+class EngineUnavailable(Exception):
+    """The engine is starting, away or shutting down."""
+
+
+class QueueFull(Exception):
+    """As many requests are in the engine as the settings allow."""
+
+
+class EngineStream:
+    """Events of one submitted request: any number of Tokens, Revision and Preview, then one Done or Failed."""
+
+    def __init__(self, request_id: str) -> None:
+        self.id = request_id
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+
+    def put(self, event: Event) -> None:
+        self._queue.put_nowait(event)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self._queue.get()
+            yield event
+            if isinstance(event, Done | Failed):
+                return
+
+
+class EngineClient:
+    """One engine process and everything in flight in it. `observe` is called with what the metrics are made of."""
+
+    def __init__(self, settings: Settings, observe: Callable[[Tick | Gauges], None]) -> None:
+        self.models: dict[str, ModelCard] = {}
+        self.ready = False
+        self.restarts = 0
+        self.failure: str | None = None
+        self._settings = settings
+        self._observe = observe
+        self._streams: dict[str, EngineStream] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(list[FromEngine])
+        self._context = zmq.asyncio.Context()
+        self._outbox: zmq.asyncio.Socket | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Start the engine process; `ready` becomes true when its models are loaded."""
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def stop(self) -> None:
+        """Ask the engine to leave; after 10 s it is killed. Open streams end as cancelled or failed."""
+        self._stopping = True
+        self.ready = False
+        self._send(Shutdown())
+        if self._supervisor is not None:
+            done, _ = await asyncio.wait({self._supervisor}, timeout=STOP_SECONDS)
+            if not done:
+                if self._process is not None:
+                    with suppress(ProcessLookupError):
+                        self._process.kill()
+                self._supervisor.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._supervisor
+        self._context.destroy(linger=0)
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def procedures(self) -> list[ProcedureCard]:
+        """Every procedure that this version has, with the JSON Schema of its parameters."""
+        return [
+            ProcedureCard(p.name, p.kind, [axis.value for axis in p.axes], sorted(p.needs), p.summary, _schema(p.parameters))
+            for p in PROCEDURES.values()
+        ]
+
+    def submit(self, submits: list[Submit]) -> list[EngineStream]:
+        """Hand over all of these, or none. Raises EngineUnavailable or QueueFull."""
+        if not self.ready:
+            raise EngineUnavailable("the engine is not ready")
+        room = self._settings.max_waiting + self._settings.max_running * len(self.models)
+        if len(self._streams) + len(submits) > room:
+            raise QueueFull(f"{len(self._streams)} requests are queued or running")
+        streams = []
+        for submit in submits:
+            stream = EngineStream(submit.id)
+            self._streams[submit.id] = stream
+            self._send(submit)
+            streams.append(stream)
+        return streams
+
+    def finish(self, request_id: str, reason: FinishReason = "cancelled") -> bool:
+        """End a request; its stream still gets its Done. False if it is not in flight."""
+        if request_id not in self._streams:
+            return False
+        self._send(Finish(request_id, reason))
+        return True
+
+    def _send(self, message: ToEngine) -> None:
+        if self._outbox is not None:
+            # An asyncio socket returns a future; the engine's queue is unbounded, so the send itself never waits.
+            self._outbox.send(self._encoder.encode(message))
+
+    async def _supervise(self) -> None:
+        delay = 0.1
+        while True:
+            directory = Path(tempfile.mkdtemp(prefix="stride-"))
+            try:
+                code = await self._incarnation(directory)
+            finally:
+                self.ready = False
+                self._outbox = None
+                shutil.rmtree(directory, ignore_errors=True)
+                self._fail_all()
+            if self._stopping:
+                return
+            if code == MODEL_ERROR_EXIT:
+                self.failure = "the engine could not load its models; its log says why"
+                log.error("%s", self.failure)
+                return
+            self.restarts += 1
+            log.error("the engine ended with code %s; starting it again", code)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, 10.0)
+
+    async def _incarnation(self, directory: Path) -> int:
+        """One life of the engine process, from start to exit; returns its exit code."""
+        inbox = self._context.socket(zmq.PULL)
+        inbox.setsockopt(zmq.RCVHWM, 0)
+        inbox.bind(f"ipc://{directory}/out")
+        self._outbox = outbox = self._context.socket(zmq.PUSH)
+        outbox.setsockopt(zmq.SNDHWM, 0)
+        outbox.bind(f"ipc://{directory}/in")
+        settings = self._settings.model_copy(update={"api_key": None})
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "service.engine.process", str(directory), settings.model_dump_json()
+        )
+        receiver = asyncio.create_task(self._receive(inbox))
+        try:
+            return await self._process.wait()
+        finally:
+            if self._process.returncode is None:
+                with suppress(ProcessLookupError):
+                    self._process.kill()
+            # What the engine said last is still in the socket.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(receiver), 0.2)
+            receiver.cancel()
+            inbox.close(linger=0)
+            outbox.close(linger=0)
+
+    async def _receive(self, inbox: zmq.asyncio.Socket) -> None:
+        while True:
+            for event in self._decoder.decode(await inbox.recv()):
+                self._dispatch(event)
+
+    def _dispatch(self, event: FromEngine) -> None:
+        match event:
+            case Tick() | Gauges():
+                self._observe(event)
+            case Ready(models=models):
+                self.models = {card.name: card for card in models}
+                self.ready = not self._stopping
+            case Done() | Failed():
+                stream = self._streams.pop(event.id, None)
+                if stream is not None:
+                    stream.put(event)
+            case _:
+                stream = self._streams.get(event.id)
+                if stream is not None:
+                    stream.put(event)
+
+    def _fail_all(self) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.put(Failed(stream.id, 503, "engine_unavailable", "the engine went away; the request can be sent again"))
+
+
+def _schema(parameters: type[msgspec.Struct]) -> dict[str, object]:
+    schema = msgspec.json.schema(parameters)
+    return dict(schema["$defs"][parameters.__name__]) if "$defs" in schema else schema

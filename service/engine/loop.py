@@ -1,0 +1,196 @@
+"""The engine: takes in messages, chooses a batch, runs it, folds the outputs back, gives out events. One call, one tick."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.engine.messages import (
+    Failed,
+    Finish,
+    FinishReason,
+    FromEngine,
+    Gauges,
+    ImageWork,
+    ModelCard,
+    Submit,
+    TextWork,
+    Tick,
+)
+from service.engine.request import AnyRequest, ImageRequest, TextRequest, deadline_failure
+from service.engine.scheduler import Batch, Item, Lane, Scheduler
+from service.procedures.types import Axis, LatentRow, TokenRow
+from service.workers.types import Draws, LatentMove, LatentWorkerLike, RowError, TokenMove, TokenWorkerLike
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model in the engine: what it says of itself, its memory and queue, and the worker that runs it."""
+
+    card: ModelCard
+    lane: Lane
+    worker: TokenWorkerLike | LatentWorkerLike
+
+
+class Engine:
+    """All models of one device under one scheduler. `clock` gives monotonic seconds."""
+
+    def __init__(self, models: Sequence[Served], clock: Callable[[], float] = time.monotonic) -> None:
+        self.models = {served.card.name: served for served in models}
+        self.scheduler = Scheduler({served.card.name: served.lane for served in models})
+        self.dropped_messages = 0
+        self._clock = clock
+        self._missed: Counter[str] = Counter()
+        self._busy_seconds = 0.0
+        self._gauged_at = clock()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.requests)
+
+    def take(self, message: Submit | Finish) -> list[FromEngine]:
+        """Queue a request or end one."""
+        if isinstance(message, Finish):
+            request = self.scheduler.remove(message.id)
+            return [] if request is None else [request.end(message.reason, self._clock())]
+        served = self.models.get(message.model)
+        if served is None:
+            return [Failed(message.id, 404, "model_not_found", f"no model is called {message.model!r}", "model")]
+        try:
+            request = _begin(message, served)
+        except (KeyError, ValueError, AssertionError) as error:
+            return [Failed(message.id, 400, "invalid_value", f"the request cannot be run: {error}", "procedure")]
+        pool = served.lane.pool
+        if request.need > pool.blocks:
+            text = f"the request needs {request.need} blocks of memory, {message.model} has {pool.blocks}"
+            return [Failed(message.id, 400, "too_large", text, "max_tokens")]
+        if request.id in self.scheduler.requests:
+            return [Failed(message.id, 400, "duplicate_id", f"a request {request.id!r} is already here", "id")]
+        self.scheduler.add(request)
+        return []
+
+    def tick(self) -> list[FromEngine]:
+        """Run one forward, if there is work."""
+        began = self._clock()
+        events: list[FromEngine] = []
+        for request in self.scheduler.expired(began):
+            self.scheduler.remove(request.id)
+            self._missed[request.submit.model] += 1
+            events.append(deadline_failure(request, began))
+        batch = self.scheduler.next_batch(began)
+        if batch is None:
+            self.scheduler.check_books()
+            return events
+        moves = [_move(item) for item in batch.items]
+        chosen = self._clock()
+        outcomes = self._run(self.models[batch.model].worker, moves)
+        ran = self._clock()
+        self.scheduler.ran(batch, ran - chosen)
+        self._busy_seconds += ran - chosen
+        for item, outcome in zip(batch.items, outcomes, strict=True):
+            events += self._fold(item, outcome, ran)
+        return [*events, _report(batch, ran - chosen, chosen - began + self._clock() - ran)]
+
+    def gauges(self) -> Gauges:
+        """How things stand, with the share of time since the last call that forwards took."""
+        now = self._clock()
+        busy = self._busy_seconds / max(now - self._gauged_at, 1e-9)
+        self._busy_seconds, self._gauged_at = 0.0, now
+        lanes = self.scheduler.lanes
+        return Gauges(
+            waiting={name: len(lane.waiting) for name, lane in lanes.items()},
+            running={name: len(lane.running) for name, lane in lanes.items()},
+            kv_blocks={
+                name: (lane.pool.used, 0, lane.pool.free)
+                for name, lane in lanes.items()
+                if self.models[name].card.kind == "text"
+            },
+            busy_ratio=min(busy, 1.0),
+            deadlines_missed=dict(self._missed),
+            preemptions={},
+            dropped_messages=self.dropped_messages,
+        )
+
+    def _run(self, worker: TokenWorkerLike | LatentWorkerLike, moves: list[Any]) -> list[Any]:
+        """One forward; if it raises, halves of it, until the move that does it stands alone with its error."""
+        try:
+            return worker.run(moves)
+        except Exception as error:
+            if len(moves) == 1:
+                return [RowError(f"the forward of this request failed: {error}")]
+            middle = len(moves) // 2
+            return self._run(worker, moves[:middle]) + self._run(worker, moves[middle:])
+
+    def _fold(self, item: Item, outcome: Any, now: float) -> list[FromEngine]:
+        request = item.request
+        if isinstance(outcome, RowError):
+            self.scheduler.remove(request.id)
+            return [Failed(request.id, 500, "forward_failed", str(outcome))]
+        if isinstance(request, TextRequest):
+            rows = [row for row in item.rows if isinstance(row, TokenRow)]
+            events = request.fold(rows, item.whole, outcome, now)
+        else:
+            events = request.fold(outcome, now)
+        if request.finished is not None:
+            self.scheduler.remove(request.id)
+        return events
+
+    def abort_all(self, reason: FinishReason = "cancelled") -> list[FromEngine]:
+        """End everything, as at shutdown."""
+        now = self._clock()
+        return [r.end(reason, now) for i in list(self.scheduler.requests) if (r := self.scheduler.remove(i)) is not None]
+
+
+def _begin(message: Submit, served: Served) -> AnyRequest:
+    if isinstance(message.work, TextWork):
+        return TextRequest.begin(message, message.work, served.card, served.lane.pool.block_size)
+    assert isinstance(message.work, ImageWork)
+    return ImageRequest.begin(message, message.work, served.card)
+
+
+def _move(item: Item) -> TokenMove | LatentMove:
+    request = item.request
+    if isinstance(request, TextRequest):
+        sampling = request.work.sampling
+        seen = tuple(set(request.state.tokens)) if sampling.repetition_penalty != 1.0 else ()
+        draws = Draws(
+            request.submit.seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
+            sampling.repetition_penalty, request.banned(), seen,
+        )  # fmt: skip
+        return TokenMove(tuple(row for row in item.rows if isinstance(row, TokenRow)), request.blocks, draws)
+    assert isinstance(request, ImageRequest)
+    row = item.rows[0]
+    assert isinstance(row, LatentRow)
+    final = row.index == len(request.rows) - 1
+    work = request.work
+    return LatentMove(
+        row, request.blocks[0], request.submit.seed, work.caption, work.negative, final or request.wants_preview(), final
+    )  # fmt: skip
+
+
+def _report(batch: Batch, forward_seconds: float, scheduler_seconds: float) -> Tick:
+    rows = [row for item in batch.items for row in item.rows]
+    axes = Counter(row.axis if isinstance(row, TokenRow) else Axis.REFINE for row in rows)
+    tokens = [row for row in rows if isinstance(row, TokenRow)]
+    prompt = sum(
+        max(0, min(row.start + len(row.tokens), item.request.state.prompt_length) - row.start)
+        for item in batch.items
+        if isinstance(item.request, TextRequest)
+        for row in item.rows
+        if isinstance(row, TokenRow) and row.keep
+    )
+    return Tick(
+        model=batch.model,
+        expand_moves=axes[Axis.EXPAND],
+        refine_moves=axes[Axis.REFINE],
+        rows=len(rows),
+        tokens=batch.size if tokens else 0,
+        prompt_tokens=prompt,
+        revised_tokens=sum(len(row.wanted) for row in tokens if row.axis is Axis.REFINE),
+        refine_steps=sum(1 for row in rows if isinstance(row, LatentRow) or row.axis is Axis.REFINE),
+        forward_seconds=forward_seconds,
+        scheduler_seconds=scheduler_seconds,
+    )

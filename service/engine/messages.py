@@ -1,0 +1,203 @@
+"""What crosses the border between the front end and the engine: msgspec structs, msgpack on the wire.
+
+Times are seconds of the monotonic clock, which both processes of one machine share.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "cancelled", "completed"]
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How one token is drawn from the logits; temperature 0 is the argmax, top_k 0 and top_p 1 are off."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class TextWork(msgspec.Struct, frozen=True, tag="text"):
+    """A prompt to be expanded by at most `max_tokens` tokens."""
+
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    stop_token_ids: list[int] = []
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    revisions: bool = False
+
+
+class ImageWork(msgspec.Struct, frozen=True, tag="image"):
+    """A picture to be refined from noise; `caption` and `negative` are token ids of the model's text tokeniser."""
+
+    caption: list[int]
+    width: int
+    height: int
+    negative: list[int] = []
+    preview_every: int = 0
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """One state to carry to its end. A client request with n outputs is n of these."""
+
+    id: str
+    model: str
+    procedure: str
+    parameters: dict[str, Any]
+    seed: int
+    work: TextWork | ImageWork
+    arrived: float
+    priority: int = 0
+    deadline: float | None = None
+
+
+class Finish(msgspec.Struct, frozen=True, tag="finish"):
+    """End a request now: `stop` when the front end saw a stop string, `cancelled` when nobody wants it any more."""
+
+    id: str
+    reason: FinishReason = "cancelled"
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Leave the loop after the current tick."""
+
+
+ToEngine = Submit | Finish | Shutdown
+
+
+class ProcedureCard(msgspec.Struct, frozen=True):
+    """A procedure as `GET /v1/procedures` shows it; `parameters` is a JSON Schema."""
+
+    name: str
+    kind: Literal["text", "image"]
+    axes: list[str]
+    needs: list[str]
+    summary: str
+    parameters: dict[str, Any]
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """What a served model is and can do. `folder` holds tokenizer.json and, for text, the chat template."""
+
+    name: str
+    kind: Literal["text", "image"]
+    folder: str
+    signature: list[str]
+    guidance_input: bool
+    procedures: list[str]
+    default_procedure: str
+    parameters_count: int
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: list[int] = []
+    mask_token_id: int | None = None
+    block_lengths: list[int] = []
+    sizes: list[tuple[int, int]] = []
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=False):
+    """What a request cost; None where it does not apply. Seconds."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    generated_tokens: int | None = None
+    forwards: int | None = None
+    tokens_per_forward: float | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    nfe: int | None = None
+    queue_seconds: float = 0.0
+    first_output_seconds: float | None = None
+    total_seconds: float = 0.0
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The models are loaded and memory is reserved."""
+
+    models: list[ModelCard]
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """Tokens that will not change any more."""
+
+    id: str
+    token_ids: list[int]
+
+
+class Revision(msgspec.Struct, frozen=True, tag="revision"):
+    """The provisional canvas from absolute position `start`; a masked position is None."""
+
+    id: str
+    start: int
+    token_ids: list[int | None]
+
+
+class Preview(msgspec.Struct, frozen=True, tag="preview"):
+    """The model's present estimate of the picture, RGB bytes row by row; `t` runs from 1 (noise) to 0."""
+
+    id: str
+    step: int
+    steps: int
+    t: float
+    width: int
+    height: int
+    rgb: bytes
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """A request's only good end. `rgb` is the picture of an image request."""
+
+    id: str
+    finish_reason: FinishReason
+    usage: Usage
+    width: int = 0
+    height: int = 0
+    rgb: bytes = b""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """A request's only bad end: an HTTP status and the parts of OpenAI's error object."""
+
+    id: str
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Tick(msgspec.Struct, frozen=True, tag="tick"):
+    """One forward, for the metrics: rows and tokens it held, seconds it and the scheduler took."""
+
+    model: str
+    expand_moves: int
+    refine_moves: int
+    rows: int
+    tokens: int
+    prompt_tokens: int
+    revised_tokens: int
+    refine_steps: int
+    forward_seconds: float
+    scheduler_seconds: float
+
+
+class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
+    """How things stand: per model (waiting, running), KV blocks per text model (used, cached, free), busy share."""
+
+    waiting: dict[str, int]
+    running: dict[str, int]
+    kv_blocks: dict[str, tuple[int, int, int]]
+    busy_ratio: float
+    deadlines_missed: dict[str, int]
+    preemptions: dict[str, int]
+    dropped_messages: int
+
+
+FromEngine = Ready | Tokens | Revision | Preview | Done | Failed | Tick | Gauges
+"""The engine sends lists of these, one list a tick."""

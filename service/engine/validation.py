@@ -1,0 +1,60 @@
+"""What a worker relies on is checked here, before a request crosses to the engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from service.engine.messages import ModelCard
+from service.procedures.registry import PROCEDURES
+
+
+class InvalidField(ValueError):
+    """A client's mistake: the field (dotted), and what is wrong with it and what is allowed."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """The procedure's name and its complete parameters, defaults filled in.
+
+    Raises InvalidField when the procedure is unknown, when the model's signature lacks what it needs, or when a
+    parameter is unknown, mistyped or out of range.
+    """
+    raw = dict(procedure or {})
+    name = raw.pop("name", card.default_procedure)
+    spec = PROCEDURES.get(name) if isinstance(name, str) else None
+    if spec is None:
+        raise InvalidField("procedure.name", f"unknown procedure {name!r}; {card.name} can run: {', '.join(card.procedures)}")
+    if spec.kind != card.kind:
+        raise InvalidField("procedure.name", f"{name} makes {spec.kind}, but {card.name} is a model for {card.kind}")
+    missing = sorted(spec.needs - set(card.signature))
+    if missing:
+        raise InvalidField(
+            "procedure.name",
+            f"{name} needs a network that offers {', '.join(missing)}; {card.name} offers {', '.join(card.signature)}. "
+            f"Without that argument the network cannot know where the move ends. It can run: {', '.join(card.procedures)}",
+        )
+    try:
+        parameters = msgspec.convert(raw, spec.parameters, strict=True)
+    except msgspec.ValidationError as error:
+        raise _explained(error) from None
+    block_length = getattr(parameters, "block_length", None)
+    if block_length is not None and card.block_lengths and block_length not in card.block_lengths:
+        allowed = ", ".join(map(str, card.block_lengths))
+        raise InvalidField("procedure.block_length", f"block_length {block_length} is not one that {card.name} knows: {allowed}")
+    return name, msgspec.to_builtins(parameters)
+
+
+def _explained(error: msgspec.ValidationError) -> InvalidField:
+    """msgspec names the place as "... - at `$.steps`", an unknown field in the text itself."""
+    text = str(error)
+    place = re.search(r"at `\$\.?([^`]*)`", text)
+    unknown = re.search(r"unknown field `([^`]+)`", text)
+    field = place.group(1) if place and place.group(1) else unknown.group(1) if unknown else ""
+    return InvalidField(f"procedure.{field}" if field else "procedure", text.split(" - at ")[0])

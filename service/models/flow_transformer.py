@@ -1,0 +1,194 @@
+"""A text-conditioned transformer over image patches whose output is an average velocity: one network for every sampler.
+
+u(x, t, s) is the mean of the velocity over [s, t] along the flow that leads from x at time t, so that x_s = x - (t-s) u
+(MeanFlow, arXiv 2505.13447); u(x, t, t) is the instantaneous velocity of flow matching. Time runs from t=1 (noise) to
+t=0 (data) with x_t = (1-t) x0 + t eps. Text and patches form one sequence under full attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MODEL_TYPE = "stride_flow_transformer"
+
+
+@dataclass(frozen=True)
+class FlowTransformerConfig:
+    """Shape and constants of a FlowTransformer; `guidance_range` is what the guidance input was trained on."""
+
+    vocab_size: int
+    image_size: int = 32
+    channels: int = 3
+    patch_size: int = 8
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    mlp_ratio: int = 4
+    max_text_tokens: int = 16
+    pad_token_id: int = 0
+    null_token_id: int = 1
+    min_time: float = 0.05
+    guidance_range: tuple[float, float] = (1.0, 6.0)
+    signature: Mapping[str, Any] = field(default_factory=lambda: {"kind": "flow_map", "guidance_input": True})
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError("image_size must be a multiple of patch_size")
+        if self.width % self.heads:
+            raise ValueError("width must be a multiple of heads")
+        if self.signature.get("kind") != "flow_map" or not self.signature.get("guidance_input"):
+            raise ValueError("a FlowTransformer is a flow map with guidance as an input")
+
+    @classmethod
+    def from_json(cls, json: Mapping[str, Any]) -> FlowTransformerConfig:
+        """From a `config.json`; raises ValueError for another kind of model or for settings it does not know."""
+        settings = dict(json)
+        if settings.pop("model_type", None) != MODEL_TYPE:
+            raise ValueError(f"model_type must be {MODEL_TYPE!r}, not {json.get('model_type')!r}")
+        unknown = settings.keys() - {item.name for item in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown settings of a flow transformer: {', '.join(sorted(unknown))}")
+        if "guidance_range" in settings:
+            low, high = settings["guidance_range"]
+            settings["guidance_range"] = (float(low), float(high))
+        return cls(**settings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        content = asdict(self)
+        return {"model_type": MODEL_TYPE, **content, "guidance_range": list(self.guidance_range)}
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+class ScalarEmbedding(nn.Module):
+    """A number a row, [B] -> [B, width], through sines and cosines of `frequencies` geometric frequencies."""
+
+    def __init__(self, width: int, frequencies: int = 64, highest: float = 500.0) -> None:
+        super().__init__()
+        scales = torch.exp(torch.linspace(0.0, math.log(highest), frequencies))
+        self.register_buffer("scales", scales, persistent=False)
+        self.embed_in = nn.Linear(2 * frequencies, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, value: Tensor) -> Tensor:
+        angles = value.float()[:, None] * self.scales
+        features = torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.embed_in.weight.dtype)
+        return self.out(F.silu(self.embed_in(features)))
+
+
+class Block(nn.Module):
+    """Attention and MLP on one sequence, both modulated by the row's times and guidance (adaLN-zero, arXiv 2212.09748).
+
+    The modulation is shared by all blocks up to a learned offset in each (adaLN-single, arXiv 2310.00426); queries and
+    keys are normalised (arXiv 2302.05442).
+    """
+
+    def __init__(self, config: FlowTransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attention_scale_embed = nn.Parameter(torch.ones(config.heads, 1, 1))
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, config.mlp_ratio * width, bias=False)
+        self.down = nn.Linear(config.mlp_ratio * width, width, bias=False)
+        self.modulation_embed = nn.Parameter(torch.zeros(6, width))
+
+    def forward(self, tokens: Tensor, modulation: Tensor, mask: Tensor) -> Tensor:
+        """tokens [B, N, width], modulation [B, 6, width], mask bool [B, 1, 1, N] (true: may be attended to)."""
+        parts = (modulation + self.modulation_embed).to(tokens.dtype).unsqueeze(2).unbind(1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+        batch, length, width = tokens.shape
+        hidden = torch.addcmul(shift1, F.rms_norm(tokens, (width,), eps=1e-6), 1 + scale1)
+        qkv = self.qkv(hidden).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        side = query.shape[-1:]
+        query = F.rms_norm(query, side, eps=1e-6) * self.attention_scale_embed.to(query.dtype)
+        attended = F.scaled_dot_product_attention(query, F.rms_norm(key, side, eps=1e-6), value, attn_mask=mask)
+        attended = self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
+        tokens = torch.addcmul(tokens, gate1, attended.to(tokens.dtype))
+        hidden = torch.addcmul(shift2, F.rms_norm(tokens, (width,), eps=1e-6), 1 + scale2)
+        return torch.addcmul(tokens, gate2, self.down(F.relu(self.up(hidden)).square()).to(tokens.dtype))
+
+
+class FlowTransformer(nn.Module):
+    """u(x, t, s; guidance, text). Inside, the network predicts D, and u = (x - D) / t.
+
+    D is a picture at both ends: E[x0 | x] when s = t, the end of the flow when s = 0. Pictures are easier to predict
+    than noise (arXiv 2511.13720). Rows do not influence one another.
+    """
+
+    def __init__(self, config: FlowTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.text_embed = nn.Embedding(config.vocab_size, width)
+        self.text_position_embed = nn.Parameter(torch.zeros(config.max_text_tokens, width))
+        self.patch_embed = nn.Linear(config.channels * config.patch_size**2, width)
+        self.patch_position_embed = nn.Parameter(torch.zeros(config.patches, width))
+        self.time_embed = ScalarEmbedding(width)
+        self.span_embed = ScalarEmbedding(width)
+        self.guidance_embed = ScalarEmbedding(width, highest=50.0)
+        self.modulation_head = nn.Linear(width, 6 * width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_modulation_head = nn.Linear(width, 2 * width)
+        self.decode_up = nn.Linear(width, config.mlp_ratio * width)
+        self.head = nn.Linear(config.mlp_ratio * width, config.channels * config.patch_size**2)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.7 / math.sqrt(module.in_features))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parameter in (self.text_embed.weight, self.text_position_embed, self.patch_position_embed):
+            nn.init.normal_(parameter, std=0.3)
+        for embedding in (self.span_embed, self.guidance_embed):
+            nn.init.zeros_(embedding.out.weight)
+        nn.init.normal_(self.modulation_head.weight, std=0.02)
+        nn.init.zeros_(self.final_modulation_head.weight)
+        nn.init.zeros_(self.head.weight)
+        for block in self.blocks:
+            with torch.no_grad():
+                block.modulation_embed[[2, 5]] = 1.0 / math.sqrt(self.config.depth)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, text: Tensor) -> Tensor:
+        """x [B, C, H, W]; t, s (s <= t) and guidance (1 = none) float [B]; text ids [B, T], padded -> u [B, C, H, W]."""
+        condition = self.time_embed(t) + self.span_embed(t - s) + self.guidance_embed(guidance.float().log())
+        condition = F.silu(condition)
+        modulation = self.modulation_head(condition).view(x.shape[0], 6, -1)
+        patches = self.patch_embed(self._to_patches(x)) + self.patch_position_embed
+        words = self.text_embed(text) + self.text_position_embed[: text.shape[1]]
+        tokens = torch.cat([patches, words.to(patches.dtype)], dim=1)
+        mask = F.pad(text != self.config.pad_token_id, (self.config.patches, 0), value=True)[:, None, None, :]
+        for block in self.blocks:
+            tokens = block(tokens, modulation, mask)
+        shift, scale = self.final_modulation_head(condition).to(tokens.dtype).unsqueeze(1).chunk(2, dim=-1)
+        hidden = F.rms_norm(tokens[:, : self.config.patches], tokens.shape[-1:], eps=1e-6)
+        decoded = F.relu(self.decode_up(torch.addcmul(shift, hidden, 1 + scale))).square()
+        picture = self._to_pixels(self.head(decoded))
+        duration = t.float().clamp_min(self.config.min_time).view(-1, 1, 1, 1)
+        return ((x.float() - picture.float()) / duration).to(x.dtype)
+
+    def _to_patches(self, x: Tensor) -> Tensor:
+        size = self.config.patch_size
+        rows, columns = x.shape[2] // size, x.shape[3] // size
+        cut = x.reshape(x.shape[0], x.shape[1], rows, size, columns, size)
+        patches = cut.permute(0, 2, 4, 1, 3, 5).reshape(x.shape[0], rows * columns, -1)
+        return patches.to(self.patch_embed.weight.dtype)
+
+    def _to_pixels(self, patches: Tensor) -> Tensor:
+        size, channels, side = self.config.patch_size, self.config.channels, self.config.image_size
+        cut = patches.reshape(patches.shape[0], side // size, side // size, channels, size, size)
+        return cut.permute(0, 3, 1, 4, 2, 5).reshape(patches.shape[0], channels, side, side)

@@ -1,0 +1,67 @@
+"""Block diffusion: a canvas of masked tokens is refined, committed, and the next one begins.
+
+Causal across blocks, bidirectional within (BD3-LM, arXiv 2503.09573; Fast-dLLM v2, 2509.26328). The pass that commits a
+finished canvas (its keys and values, computed causally from the final tokens) rides in the forward that begins the
+next canvas, so a block costs as many forwards as its refinement. Which masked positions are set in a forward:
+
+- `confidence`: the ones the network is surest of, block_length / steps of them (LLaDA, arXiv 2502.09992);
+- `threshold`: all whose probability exceeds `threshold`, at least one (Fast-dLLM, arXiv 2505.22618).
+
+Positions set together are drawn independently: an approximation, whose bound is the threshold or the step count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from service.procedures.types import Axis, Reading, TokenRow, TokenState
+
+
+class BlockDiffusionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parameters of `block_diffusion`."""
+
+    block_length: Annotated[int, Meta(ge=1, le=256, description="tokens in a canvas")] = 16
+    rule: Annotated[Literal["threshold", "confidence"], Meta(description="which positions a forward sets")] = "threshold"
+    threshold: Annotated[float, Meta(ge=0.0, le=1.0, description="probability above which a token is set")] = 0.9
+    steps: Annotated[int, Meta(ge=1, le=256, description="forwards a canvas, under the rule `confidence`")] = 8
+
+
+@dataclass(frozen=True)
+class BlockDiffusion:
+    parameters: BlockDiffusionParameters
+
+    def propose(self, state: TokenState) -> list[TokenRow]:
+        assert state.mask_token is not None
+        if not state.canvas:
+            state.canvas = [None] * self.parameters.block_length
+            state.canvas_step = 0
+        rows = [] if state.cached == len(state.tokens) else [state.uncached_row(wanted=False)]
+        shown = tuple(state.mask_token if token is None else token for token in state.canvas)
+        masked = tuple(offset for offset, token in enumerate(state.canvas) if token is None)
+        rows.append(TokenRow(Axis.REFINE, shown, len(state.tokens), "block", False, masked, state.canvas_step))
+        return rows
+
+    def fold(self, state: TokenState, readings: list[Reading]) -> None:
+        masked = [offset for offset, token in enumerate(state.canvas) if token is None]
+        surest = sorted(range(len(masked)), key=lambda i: -readings[i].confidence)
+        for i in surest[: self._count(state, readings, len(masked))]:
+            state.canvas[masked[i]] = readings[i].token
+        state.canvas_step += 1
+        if all(token is not None for token in state.canvas):
+            room = state.limit - len(state.tokens)
+            state.tokens.extend(token for token in state.canvas[:room] if token is not None)
+            state.canvas = []
+
+    def scratch(self) -> int:
+        return self.parameters.block_length
+
+    def _count(self, state: TokenState, readings: list[Reading], masked: int) -> int:
+        """How many of the masked positions, the surest first, this forward sets; at least one."""
+        if self.parameters.rule == "threshold":
+            return max(1, sum(reading.confidence > self.parameters.threshold for reading in readings))
+        remaining_steps = max(1, self.parameters.steps - state.canvas_step)
+        return -(-masked // remaining_steps)

@@ -1,0 +1,207 @@
+"""Samplers for a continuous state as tables of numbers, and the noise schedules that they are computed from.
+
+One row is one network evaluation and one linear update of the state:
+
+    x' = a x + b f + c1 h1 + c2 h2 + d eps        h2' = h1        h1' = p x + q f
+
+with f the network's output at x, h1 and h2 two history slots (zero before the first row) and eps fresh standard noise.
+Everything is a Python float (float64): a table is computed once, before any tensor exists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Literal, Self
+
+Prediction = Literal["velocity", "noise", "data", "v"]
+PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise", "data", "v")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a sampler table; the defaults leave the state as it is and forget the history."""
+
+    t: float
+    s: float
+    a: float = 1.0
+    b: float = 0.0
+    c1: float = 0.0
+    c2: float = 0.0
+    d: float = 0.0
+    p: float = 0.0
+    q: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerTable:
+    """A sampler, one entry of every tuple a row.
+
+    t: time at which the network is evaluated, in the network's own units.
+    s: target time handed to the network where `takes_target` (a flow map f(x, t, s)); the time of the state after the
+        row otherwise.
+    a, b, c1, c2, d, p, q: coefficients of the update in the module's docstring. A row needs noise where d is not 0.
+
+    Raises ValueError when the columns differ in length, are empty, or hold a number that is not finite.
+    """
+
+    t: tuple[float, ...]
+    s: tuple[float, ...]
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    c1: tuple[float, ...]
+    c2: tuple[float, ...]
+    d: tuple[float, ...]
+    p: tuple[float, ...]
+    q: tuple[float, ...]
+    takes_target: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.t:
+            raise ValueError("a sampler table has at least one row")
+        for column in fields(Row):
+            values = getattr(self, column.name)
+            if len(values) != len(self.t):
+                raise ValueError(f"column {column.name} has {len(values)} entries, column t has {len(self.t)}")
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"column {column.name} holds a number that is not finite: {values}")
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Row], takes_target: bool = False) -> Self:
+        """The table with these rows, in order."""
+        columns = tuple(zip(*map(astuple, rows), strict=True)) or ((),) * len(fields(Row))
+        return cls(*columns, takes_target=takes_target)
+
+    def __len__(self) -> int:
+        """Number of rows, which is the number of network evaluations."""
+        return len(self.t)
+
+    def coefficients(self, row: int) -> tuple[float, float, float, float, float, float, float]:
+        """(a, b, c1, c2, d, p, q) of one row: the order that the update kernel takes them in."""
+        return self.a[row], self.b[row], self.c1[row], self.c2[row], self.d[row], self.p[row], self.q[row]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The nodes of a noise schedule: N + 1 of them from noise to data, for N steps of a sampler.
+
+    At a node the state is x = alpha x0 + sigma eps, and the network is told `times`. `prediction` says what the network
+    returns: "velocity" eps - x0 (rectified flow), "noise" eps, "data" x0, or "v" alpha eps - sigma x0 (Salimans and Ho,
+    arXiv 2202.00512). sigma / alpha must fall strictly from node to node, and the last node must be data (sigma = 0).
+    """
+
+    alphas: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    times: tuple[float, ...]
+    prediction: Prediction
+
+    def __post_init__(self) -> None:
+        lengths = len(self.alphas), len(self.sigmas), len(self.times)
+        if len(set(lengths)) != 1 or lengths[0] < 2:
+            raise ValueError(f"alphas, sigmas and times need the same length of at least 2, not {lengths}")
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, not {self.prediction!r}")
+        if not all(map(math.isfinite, (*self.alphas, *self.sigmas, *self.times))):
+            raise ValueError("alphas, sigmas and times must be finite")
+        if min(*self.alphas, *self.sigmas) < 0.0 or self.sigmas[-1] != 0.0 or self.alphas[-1] == 0.0:
+            raise ValueError("alphas and sigmas must not be negative, and the last node must have sigma = 0 < alpha")
+        for i in range(self.steps):
+            # Cross-multiplied, so that alpha = 0 (pure noise) needs no case of its own.
+            if not self.sigmas[i + 1] * self.alphas[i] < self.sigmas[i] * self.alphas[i + 1]:
+                raise ValueError(f"sigma / alpha must fall from node to node, but does not from {i} to {i + 1}")
+
+    @property
+    def steps(self) -> int:
+        """Number of intervals N between the nodes."""
+        return len(self.times) - 1
+
+    def data_from(self, node: int) -> tuple[float, float]:
+        """(p, q) such that the estimate of the data is x0 = p x + q f, for the network's output f at this node.
+
+        Raises ValueError for a noise prediction at alpha = 0, where the output says nothing about the data.
+        """
+        alpha, sigma = self.alphas[node], self.sigmas[node]
+        match self.prediction:
+            case "data":
+                return 0.0, 1.0
+            case "velocity":
+                return 1.0 / (alpha + sigma), -sigma / (alpha + sigma)
+            case "v":
+                square = alpha * alpha + sigma * sigma
+                return alpha / square, -sigma / square
+            case "noise":
+                if alpha == 0.0:
+                    raise ValueError(f"a noise prediction does not determine the data at node {node}, where alpha is 0")
+                return 1.0 / alpha, -sigma / alpha
+
+    def noise_from(self, node: int) -> tuple[float, float]:
+        """(p, q) such that the estimate of the noise is eps = p x + q f, for the network's output f at this node.
+
+        Raises ValueError for a data prediction at sigma = 0, where the output says nothing about the noise.
+        """
+        alpha, sigma = self.alphas[node], self.sigmas[node]
+        match self.prediction:
+            case "noise":
+                return 0.0, 1.0
+            case "velocity":
+                return 1.0 / (alpha + sigma), alpha / (alpha + sigma)
+            case "v":
+                square = alpha * alpha + sigma * sigma
+                return sigma / square, alpha / square
+            case "data":
+                if sigma == 0.0:
+                    raise ValueError(f"a data prediction does not determine the noise at node {node}, where sigma is 0")
+                return 1.0 / sigma, -alpha / sigma
+
+
+def flow_grid(steps: int, shift: float = 1.0, times: Sequence[float] | None = None) -> Grid:
+    """Rectified flow: x = (1 - t) x0 + t eps, the network predicts the velocity eps - x0 and is told t.
+
+    times: N + 1 falling times that end at 0; uniform from 1 to 0 when None. They are then shifted towards the noise by
+    t <- k t / (1 + (k - 1) t) with k = `shift` (Esser et al., arXiv 2403.03206, eq. 23), which keeps 0 and 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    if not (shift > 0.0 and math.isfinite(shift)):
+        raise ValueError(f"shift must be positive and finite, not {shift}")
+    if times is None:
+        times = [(steps - i) / steps for i in range(steps + 1)]
+    elif len(times) != steps + 1:
+        raise ValueError(f"{steps} steps need {steps + 1} times, not {len(times)}")
+    if not all(0.0 <= t <= 1.0 for t in times):
+        raise ValueError(f"times must be in [0, 1], not {list(times)}")
+    shifted = tuple(shift * t / (1.0 + (shift - 1.0) * t) for t in times)
+    alphas = tuple((1.0 - t) / (1.0 + (shift - 1.0) * t) for t in times)
+    return Grid(alphas, shifted, shifted, "velocity")
+
+
+def vp_grid(alphas_cumprod: Sequence[float], timesteps: Sequence[int], prediction: Prediction = "noise") -> Grid:
+    """Variance preserving (DDPM, arXiv 2006.11239): alpha^2 = the cumulative product, alpha^2 + sigma^2 = 1.
+
+    alphas_cumprod: of the training schedule, one a training timestep. timesteps: falling indices into it, one a step;
+    the network is told the index. The data follow as a last node, whose time is given as 0.
+    """
+    products = [float(alphas_cumprod[timestep]) for timestep in timesteps] + [1.0]
+    return Grid(
+        alphas=tuple(math.sqrt(product) for product in products),
+        sigmas=tuple(math.sqrt(1.0 - product) for product in products),
+        times=(*map(float, timesteps), 0.0),
+        prediction=prediction,
+    )
+
+
+def edm_grid(
+    steps: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    prediction: Prediction = "data",
+) -> Grid:
+    """Variance exploding with the steps of EDM (Karras et al., arXiv 2206.00364, eq. 5): alpha = 1, t = sigma."""
+    if steps < 1 or not 0.0 < sigma_min < sigma_max:
+        raise ValueError(f"need steps >= 1 and 0 < sigma_min < sigma_max, not {steps}, {sigma_min}, {sigma_max}")
+    high, low = sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho)
+    ramp = [i / max(steps - 1, 1) for i in range(steps)]
+    sigmas = (*((high + u * (low - high)) ** rho for u in ramp), 0.0)
+    return Grid((1.0,) * (steps + 1), sigmas, sigmas, prediction)

@@ -1,0 +1,100 @@
+"""The words that procedures, scheduler and workers share. Plain data, no device code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol
+
+
+class Axis(StrEnum):
+    EXPAND = "expand"
+    REFINE = "refine"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Query tokens of one request in a packed forward.
+
+    `tokens` stand at positions start, start+1, ... and see the cached prefix before `start`; among themselves they are
+    `causal`, or a `block` that sees all of itself. `wanted` are the offsets whose next (causal) or own (block) token
+    is to be read. Rows that `keep` leave their keys and values in the cache for good; a canvas does not. `draw`
+    numbers repeated draws at one position, so that each has random numbers of its own.
+    """
+
+    axis: Axis
+    tokens: tuple[int, ...]
+    start: int
+    mode: Literal["causal", "block"]
+    keep: bool
+    wanted: tuple[int, ...]
+    draw: int = 0
+
+    def head(self, length: int) -> TokenRow:
+        """The first `length` query tokens: a chunk of a prefill. Only causal rows can be cut."""
+        assert self.mode == "causal" and 0 < length <= len(self.tokens)
+        wanted = tuple(offset for offset in self.wanted if offset < length)
+        return TokenRow(self.axis, self.tokens[:length], self.start, self.mode, self.keep, wanted, self.draw)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentRow:
+    """One network evaluation of a latent and the update that follows it (a row of a `SamplerTable`).
+
+    The network is evaluated at time t towards s; `coefficients` are a, b, c1, c2, d, p, q. `guidance` 1 is none.
+    `draw` numbers the noise of this row.
+    """
+
+    index: int
+    t: float
+    s: float
+    coefficients: tuple[float, float, float, float, float, float, float]
+    guidance: float
+    takes_target: bool
+    draw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the network said at one wanted position: a token drawn there and its plain probability (temperature 1)."""
+
+    token: int
+    confidence: float
+
+
+@dataclass(slots=True)
+class TokenState:
+    """What a token request has so far: committed tokens (the prompt first), a provisional canvas, and cached keys."""
+
+    tokens: list[int]
+    prompt_length: int
+    limit: int
+    mask_token: int | None = None
+    cached: int = 0
+    canvas: list[int | None] = field(default_factory=list)
+    canvas_step: int = 0
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    def uncached_row(self, wanted: bool) -> TokenRow:
+        """Everything committed that the cache lacks, as one causal row; the last position is read if `wanted`."""
+        rest = tuple(self.tokens[self.cached :])
+        return TokenRow(Axis.EXPAND, rest, self.cached, "causal", True, (len(rest) - 1,) if wanted else ())
+
+
+class TokenProcedure(Protocol):
+    """Proposes a token request's next rows and folds what the network read back into its state.
+
+    Rows of one move run in one forward: a later row sees the keys and values of the earlier ones. `fold` gets the
+    readings of the last row only when every row ran whole, and changes `state.tokens` or `state.canvas`.
+    """
+
+    def propose(self, state: TokenState) -> list[TokenRow]: ...
+
+    def fold(self, state: TokenState, readings: list[Reading]) -> None: ...
+
+    def scratch(self) -> int:
+        """Positions beyond the committed tokens that a move may write to the cache."""
+        ...

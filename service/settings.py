@@ -1,0 +1,53 @@
+"""Every setting of the service, typed, made once: defaults, then an optional TOML file, then `STRIDE_*`, then flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class Settings(BaseSettings):
+    """Handed down in parts; nothing else reads the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="STRIDE_", toml_file=None, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    models: list[str] = Field(["shakespeare", "shapes"], description="bare embedded names or NAME=FOLDER[,key=value...]")
+    api_key: str | None = Field(None, description="when set, requests need `Authorization: Bearer KEY`")
+    device: str = "cpu"
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 is all that this process may use")
+    batch_invariant: bool = Field(False, description="bit-for-bit results whatever the batch, at a cost in speed")
+    max_waiting: int = Field(1024, ge=1, description="requests in the queue before 429")
+    max_running: int = Field(64, ge=1, description="requests of one model that hold memory at a time")
+    row_budget: int = Field(32, ge=1, description="moves in one forward")
+    token_budget: int = Field(512, ge=1, description="query tokens in one forward; longer prompts are chunked")
+    kv_memory: int = Field(256 << 20, ge=1 << 20, description="bytes of paged KV cache per text model")
+    kv_block: int = Field(16, ge=1, description="tokens in a KV block")
+    max_body_bytes: int = Field(4 << 20, ge=1024)
+    max_n: int = Field(16, ge=1, description="outputs of one request")
+    log_level: str = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(file: Path | None = None, **flags: Any) -> Settings:
+    """Settings from flags (None means not given), `STRIDE_*`, and a TOML file. Raises pydantic.ValidationError."""
+
+    class WithFile(Settings):
+        model_config = SettingsConfigDict(env_prefix="STRIDE_", toml_file=file, extra="forbid")
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    return Settings.model_validate(WithFile(**given).model_dump())

@@ -1,0 +1,1 @@
+"""`stride train`: data, objectives and loops that make the embedded models."""

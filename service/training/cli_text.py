@@ -1,0 +1,96 @@
+"""`stride train shakespeare`, `stride train judge` and `stride train evaluate-text`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from service.training.evaluate_text import TextEvaluationOptions, evaluate_text
+from service.training.train_text import Emphasis, TextTrainingOptions, train_text
+
+SHAKESPEARE_STEPS = 1100
+JUDGE_STEPS = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the three sub-commands to a parser."""
+    add_commands(parser.add_subparsers(dest="text_command", required=True, metavar="COMMAND"))
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the three sub-commands beside others; each sets `run`, called with the parsed arguments."""
+    shakespeare = commands.add_parser("shakespeare", help="train the embedded text model")
+    _add_training_arguments(shakespeare, steps=SHAKESPEARE_STEPS, seed=1)
+    shakespeare.set_defaults(run=_run_shakespeare)
+    judge = commands.add_parser("judge", help="train the causal model that scores samples")
+    _add_training_arguments(judge, steps=JUDGE_STEPS, seed=2)
+    judge.set_defaults(run=_run_judge)
+    evaluate = commands.add_parser("evaluate-text", help="measure a text model and its samples")
+    evaluate.add_argument("--model", type=Path, required=True, help="folder of the model")
+    evaluate.add_argument("--judge", type=Path, help="folder of the judge; without it only likelihoods are measured")
+    evaluate.add_argument("--text", type=Path, required=True, help="the text that the model was trained on")
+    evaluate.add_argument("--samples", type=int, default=32)
+    evaluate.add_argument("--length", type=int, default=256, help="tokens a sample")
+    evaluate.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.8])
+    evaluate.add_argument("--threshold", type=float, nargs="+", default=[0.9, 0.7, 0.5])
+    evaluate.add_argument("--block-length", type=int, nargs="+", default=[8, 16])
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--threads", type=int, default=1)
+    evaluate.set_defaults(run=_run_evaluation)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the parsed sub-command."""
+    args.run(args)
+
+
+def _add_training_arguments(parser: argparse.ArgumentParser, steps: int, seed: int) -> None:
+    parser.add_argument("--text", type=Path, required=True, help="UTF-8 text; its last tenth is kept for validation")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model; training state in OUT/training")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seed", type=int, default=seed)
+    parser.add_argument("--rows", type=int, default=12, help="windows a step")
+    parser.add_argument("--evaluate-every", type=int, default=100, help="steps between evaluations and saved states")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="continue from the state in OUT/training")
+
+
+def _run_shakespeare(args: argparse.Namespace) -> None:
+    emphasis = Emphasis(start=round(args.steps * 5 / 9), rows=8, noised_length=384, masked_weight=2.0)
+    train_text(_options(args, hidden_size=192, intermediate_size=512, layers=5, heads=3, emphasis=emphasis))
+
+
+def _run_judge(args: argparse.Namespace) -> None:
+    train_text(_options(args, hidden_size=192, intermediate_size=512, layers=4, heads=3, masked_weight=0.0))
+
+
+def _options(args: argparse.Namespace, **shape: float | Emphasis) -> TextTrainingOptions:
+    shared = ("text", "out", "steps", "seed", "rows", "evaluate_every", "threads", "resume")
+    return TextTrainingOptions(**{name: getattr(args, name) for name in shared}, **shape)  # type: ignore[arg-type]
+
+
+def _run_evaluation(args: argparse.Namespace) -> None:
+    evaluate_text(
+        TextEvaluationOptions(
+            model=args.model,
+            judge=args.judge,
+            text=args.text,
+            samples=args.samples,
+            length=args.length,
+            temperatures=tuple(args.temperature),
+            thresholds=tuple(args.threshold),
+            block_lengths=tuple(args.block_length),
+            seed=args.seed,
+            threads=args.threads,
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

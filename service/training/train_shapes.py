@@ -1,0 +1,217 @@
+"""The training loop of the `shapes` model: a velocity first, then the flow map that shortens its trajectories."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
+from service.training.caption_tokenizer import MAX_TEXT_TOKENS, NULL, PAD, build_caption_tokenizer, encode_captions
+from service.training.checkpointing import StopSignal, load_training_state, replace_file, save_training_state
+from service.training.ema import WeightAverage
+from service.training.evaluate_shapes import quick_accuracy
+from service.training.optimizer import Schedule, SplitOptimizer
+from service.training.progress import TrainingProgress
+from service.training.scenes import Scene, draw_scenes
+from service.training.shapes_objective import TrainingBatch, flow_map_loss, velocity_loss
+
+
+@dataclass(frozen=True)
+class ShapesTrainingOptions:
+    """What `stride train shapes` does; `steps` are of the velocity stage, `flow_map_steps` follow."""
+
+    out: Path
+    steps: int = 2600
+    flow_map_steps: int = 900
+    batch_size: int = 48
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    patch_size: int = 8
+    matrix_rate: float = 4e-3
+    other_rate: float = 2e-3
+    flow_map_rate_factor: float = 0.4
+    average_decay: float = 0.998
+    caption_dropout: float = 0.1
+    velocity_share: float = 0.4
+    anchored_share: float = 0.35
+    evaluate_every: int = 250
+    evaluate_captions: int = 64
+    seed: int = 0
+    threads: int = 1
+    resume: bool = False
+
+
+class ShapesTrainer:
+    """Network, average, optimiser and step of one run; `step` counts over both stages."""
+
+    def __init__(self, options: ShapesTrainingOptions) -> None:
+        self.options = options
+        torch.manual_seed(options.seed)
+        self.tokenizer = build_caption_tokenizer()
+        self.network = FlowTransformer(
+            FlowTransformerConfig(
+                vocab_size=self.tokenizer.get_vocab_size(),
+                width=options.width,
+                depth=options.depth,
+                heads=options.heads,
+                patch_size=options.patch_size,
+                max_text_tokens=MAX_TEXT_TOKENS,
+                pad_token_id=self.tokenizer.token_to_id(PAD),
+                null_token_id=self.tokenizer.token_to_id(NULL),
+            )
+        )
+        self.average = WeightAverage(self.network, options.average_decay)
+        self.step = 0
+        self.optimizer = self._velocity_optimizer()
+        self.teacher = copy.deepcopy(self.network).requires_grad_(False)
+
+    @property
+    def total_steps(self) -> int:
+        return self.options.steps + self.options.flow_map_steps
+
+    def train_step(self) -> tuple[float, float]:
+        """One optimiser step; returns the velocity and the flow-map loss (0 in the first stage), means over rows."""
+        options, flow_map = self.options, self.step >= self.options.steps
+        if self.step == options.steps:
+            self._enter_flow_map_stage()
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + self.step)
+        batch = draw_training_batch(self.tokenizer, (options.seed, self.step), options.batch_size)
+        split = round(options.batch_size * options.velocity_share) if flow_map else options.batch_size
+        # The fused attention has a slow backward pass in bfloat16 on CPUs.
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+            velocity = velocity_loss(self.network, _rows(batch, slice(0, split)), options.caption_dropout, generator)
+            total, mapped = velocity.sum(), torch.zeros(1)
+            if flow_map:
+                self.average.copy_to(self.teacher)
+                mapped = flow_map_loss(
+                    self.network,
+                    self.teacher,
+                    _rows(batch, slice(split, None)),
+                    longest=self._longest_jump(),
+                    anchored=options.anchored_share,
+                    generator=generator,
+                )
+                total = total + mapped.sum()
+        (total / options.batch_size).backward()
+        self.optimizer.step(self.step - options.steps if flow_map else self.step)
+        self.average.update(self.network)
+        self.step += 1
+        return velocity.mean().item(), mapped.mean().item()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = int(state["step"])
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        if self.step > self.options.steps:
+            self.optimizer = self._flow_map_optimizer()
+        if self.step != self.options.steps:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def export(self, folder: Path) -> None:
+        """Write the averaged weights as a model folder that the server loads; each file is replaced at once."""
+        weights = {name: value.half() for name, value in self.average.weights.items()}
+        config = json.dumps(self.network.config.to_json(), indent=2) + "\n"
+        replace_file(folder / "config.json", config.encode())
+        replace_file(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True).encode())
+        replace_file(folder / "model.safetensors", save(weights))
+
+    def _longest_jump(self) -> float:
+        """The curriculum: jumps of 1/8 first, twice as long after each tenth of the stage."""
+        progress = (self.step - self.options.steps) / self.options.flow_map_steps
+        return min(1.0, 2.0 ** (int(progress * 10) - 3))
+
+    def _enter_flow_map_stage(self) -> None:
+        self.average.copy_to(self.network)
+        self.optimizer = self._flow_map_optimizer()
+
+    def _velocity_optimizer(self) -> SplitOptimizer:
+        options = self.options
+        schedule = Schedule(options.steps, warmup_steps=min(60, options.steps // 10), decay_fraction=0.4)
+        return SplitOptimizer(
+            self.network, schedule, matrix_rate=options.matrix_rate, other_rate=options.other_rate, weight_decay=0.02
+        )
+
+    def _flow_map_optimizer(self) -> SplitOptimizer:
+        options = self.options
+        schedule = Schedule(options.flow_map_steps, warmup_steps=min(20, options.flow_map_steps // 10), decay_fraction=0.5)
+        return SplitOptimizer(
+            self.network,
+            schedule,
+            matrix_rate=options.matrix_rate * options.flow_map_rate_factor,
+            other_rate=options.other_rate * options.flow_map_rate_factor,
+            weight_decay=0.02,
+        )
+
+
+def vary_caption(scene: Scene, choice: float) -> str:
+    """The caption as people shorten it: in one case of 16 without the background, in one of 16 without sizes."""
+    if choice < 1 / 16:
+        return scene.caption.partition(" on a ")[0]
+    if choice < 2 / 16:
+        return scene.caption.replace(" large", "").replace(" small", "")
+    return scene.caption
+
+
+def draw_training_batch(tokenizer: Tokenizer, seed: tuple[int, ...], count: int) -> TrainingBatch:
+    """Fresh scenes with captions that are not held out; the same for the same seed."""
+    scenes = draw_scenes(seed, count)
+    choices = np.random.default_rng((*seed, 1)).random(count)
+    captions = [vary_caption(scene, choice) for scene, choice in zip(scenes.scenes, choices, strict=True)]
+    text = encode_captions(tokenizer, [*captions, ""])
+    return TrainingBatch(scenes.images, text[:-1], text[-1:].expand(count, -1))
+
+
+def _rows(batch: TrainingBatch, rows: slice) -> TrainingBatch:
+    return TrainingBatch(batch.images[rows], batch.text[rows], batch.empty_text[rows])
+
+
+def train_shapes(options: ShapesTrainingOptions) -> None:
+    """Train, evaluating and saving at intervals, and leave the model in `options.out`; a signal saves and stops."""
+    torch.set_num_threads(options.threads)
+    trainer = ShapesTrainer(options)
+    state_path = options.out / "training" / "state.pt"
+    if options.resume:
+        trainer.load_state_dict(load_training_state(state_path))
+    elif state_path.exists():
+        raise FileExistsError(f"{state_path} exists: continue it with --resume, or choose another folder")
+    metrics = options.out / "training" / "metrics.jsonl"
+    losses: list[tuple[float, float]] = []
+    with StopSignal() as stop, TrainingProgress("shapes", trainer.total_steps, trainer.step, metrics) as progress:
+        while trainer.step < trainer.total_steps and not stop.requested:
+            losses.append(trainer.train_step())
+            progress.advance(velocity=losses[-1][0], flow_map=losses[-1][1])
+            if trainer.step % options.evaluate_every == 0 or trainer.step in (options.steps, trainer.total_steps):
+                velocity, flow_map = (sum(part) / len(losses) for part in zip(*losses, strict=True))
+                losses.clear()
+                progress.record(trainer.step, velocity=velocity, flow_map=flow_map, **_evaluate(trainer))
+                save_training_state(state_path, trainer.state_dict())
+                trainer.export(options.out)
+        save_training_state(state_path, trainer.state_dict())
+        trainer.export(options.out)
+
+
+def _evaluate(trainer: ShapesTrainer) -> dict[str, float]:
+    flow_map = trainer.step > trainer.options.steps
+    with trainer.average.applied_to(trainer.network), torch.autocast("cpu", torch.bfloat16):
+        return quick_accuracy(
+            trainer.network, trainer.tokenizer, trainer.options.evaluate_captions, with_flow_map=flow_map
+        )

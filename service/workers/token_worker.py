@@ -1,0 +1,125 @@
+"""Runs packed token rows of one decoder in one forward, over a paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups
+from kernels.philox import uniform
+from kernels.token_sampling import draw_tokens
+from service.models.decoder import Decoder
+from service.procedures.types import Reading, TokenRow
+from service.workers.paged_cache import BlockPool, PagedCache
+from service.workers.purposes import TOKEN_DRAW
+from service.workers.types import RowError, TokenMove, TokenOutcome
+
+
+class PagedAttention:
+    """The decoder's `Attention`: writes keys and values to the cache, then attends over every row's blocks.
+
+    All rows write before any attends, so a later row of a request sees what an earlier one computes in this forward.
+    """
+
+    def __init__(self, cache: PagedCache, written: Tensor, groups: Sequence[RowGroup]) -> None:
+        self._store = cache.store
+        self._written = written
+        self._groups = groups
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self._store[layer]
+        keys[self._written] = key.to(keys.dtype)
+        values[self._written] = value.to(values.dtype)
+        return paged_attention(query, keys, values, self._groups)
+
+
+class TokenWorker:
+    """One decoder's weights and cache on one device. `never` are token ids that must not be produced."""
+
+    def __init__(self, network: Decoder, pool: BlockPool, device: torch.device, never: Sequence[int] = ()) -> None:
+        config = network.config
+        self.network = network
+        self.device = device
+        self.pool = pool
+        self.cache = PagedCache(
+            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, pool,
+            next(network.parameters()).dtype, device,
+        )  # fmt: skip
+        self._never = torch.tensor(list(never), dtype=torch.int64, device=device)
+
+    @torch.inference_mode()
+    def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:
+        """One outcome a move: the readings of the last row's wanted positions, or why that move failed."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        written: list[Tensor] = []
+        plans: list[Plan] = []
+        wanted: list[int] = []
+        for move in moves:
+            for row in move.rows:
+                stop = row.start + len(row.tokens)
+                slots = self.cache.slots(move.blocks, self._first(row), stop)
+                plans.append(
+                    Plan(len(tokens), len(row.tokens), row.start, self._first(row), slots, row.mode == "block")
+                )
+                written.append(slots[len(slots) - len(row.tokens) :])
+                if row is move.rows[-1]:
+                    wanted.extend(len(tokens) + offset for offset in row.wanted)
+                tokens.extend(row.tokens)
+                positions.extend(range(row.start, stop))
+        groups = plan_groups(plans, self.network.config.sliding_window, self.device)
+        attention = PagedAttention(self.cache, torch.cat(written).to(self.device), groups)
+        hidden = self.network.hidden(self._long(tokens), self._long(positions), attention)
+        if not wanted:
+            return [[] for _ in moves]
+        logits = self.network.logits(hidden[self._long(wanted)])
+        return self._read(moves, logits)
+
+    def _first(self, row: TokenRow) -> int:
+        """The first position that any query of the row can see."""
+        window = self.network.config.sliding_window
+        return 0 if window is None else max(0, row.start - window + 1)
+
+    def _long(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+    def _read(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
+        counts = [len(move.rows[-1].wanted) for move in moves]
+        finite = torch.isfinite(logits).all(dim=-1).tolist()
+        logits[:, self._never] = float("-inf")
+        draws = [move.draws for move, count in zip(moves, counts, strict=True) for _ in range(count)]
+        for i, draw in enumerate(draws):
+            if draw.banned:
+                logits[i, list(draw.banned)] = float("-inf")
+            if draw.repetition_penalty != 1.0 and draw.seen:
+                seen = logits[i, list(draw.seen)]
+                penalised = torch.where(seen > 0, seen / draw.repetition_penalty, seen * draw.repetition_penalty)
+                logits[i, list(draw.seen)] = penalised
+        numbers = [_draw_number(row, offset) for row in (move.rows[-1] for move in moves) for offset in row.wanted]
+        seeds = self._long([draw.seed for draw in draws])
+        chosen, confidence = draw_tokens(
+            logits,
+            torch.tensor([draw.temperature for draw in draws], device=self.device),
+            self._long([draw.top_k for draw in draws]),
+            torch.tensor([draw.top_p for draw in draws], device=self.device),
+            torch.tensor([draw.min_p for draw in draws], device=self.device),
+            uniform(seeds, self._long(numbers), TOKEN_DRAW, 1, dtype=torch.float64)[:, 0],
+        )
+        readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
+        outcomes: list[TokenOutcome] = []
+        at = 0
+        for count in counts:
+            if all(finite[at : at + count]):
+                outcomes.append(readings[at : at + count])
+            else:
+                outcomes.append(RowError("the model's output for this request is not finite"))
+            at += count
+        return outcomes
+
+
+def _draw_number(row: TokenRow, offset: int) -> int:
+    """Position of the token that is drawn, and in the high word which draw at that position this is."""
+    position = row.start + offset + (1 if row.mode == "causal" else 0)
+    return position | (row.draw << 32)

@@ -1,0 +1,72 @@
+"""What the engine hands to a worker and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.procedures.types import LatentRow, Reading, TokenRow
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How the wanted positions of a row are drawn. `seen` are the tokens that repetition_penalty applies to."""
+
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    banned: tuple[int, ...] = ()
+    seen: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMove:
+    """The rows of one request in a forward, with its block table."""
+
+    rows: tuple[TokenRow, ...]
+    blocks: list[int]
+    draws: Draws
+
+
+@dataclass(frozen=True, slots=True)
+class LatentMove:
+    """One row of a request's sampler table. `caption` and `negative` are token ids; `slot` holds the latent."""
+
+    row: LatentRow
+    slot: int
+    seed: int
+    caption: list[int]
+    negative: list[int]
+    picture: bool
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    width: int
+    height: int
+    rgb: bytes
+
+
+class RowError(Exception):
+    """A move that could not be computed; the message is for the client."""
+
+
+TokenOutcome = list[Reading] | RowError
+LatentOutcome = Picture | None | RowError
+
+
+class TokenWorkerLike(Protocol):
+    """Runs packed token rows of one model in one forward; an outcome a move, the readings of its last row."""
+
+    def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]: ...
+
+
+class LatentWorkerLike(Protocol):
+    """Runs latent rows of one model in one forward and one update; a picture where it was asked for."""
+
+    def run(self, moves: Sequence[LatentMove]) -> list[LatentOutcome]: ...
