@@ -19,7 +19,7 @@ class Settings(BaseSettings):
     models: list[str] = Field(["shakespeare", "shapes"], description="bare embedded names or NAME=FOLDER[,key=value...]")
     api_key: str | None = Field(None, description="when set, requests need `Authorization: Bearer KEY`")
     device: str = "cpu"
-    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 is all that this process may use")
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 leaves one processor to the front end")
     batch_invariant: bool = Field(False, description="bit-for-bit results whatever the batch, at a cost in speed")
     max_waiting: int = Field(1024, ge=1, description="requests in the queue before 429")
     max_running: int = Field(64, ge=1, description="requests of one model that hold memory at a time")

@@ -20,7 +20,7 @@ from service.workers.token_worker import TokenWorker
 
 def build_engine(settings: Settings) -> Engine:
     """Raises service.models.loading.ModelError when a model cannot be served."""
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) - 1))
     device = torch.device(settings.device)
     return Engine([_serve(load_model(ModelSpec.parse(text), device), settings, device) for text in settings.models])
 

@@ -5,7 +5,8 @@ Source: arXiv 2211.01095, algorithm 2 (midpoint variant), with lambda = log(alph
     D = x0 + k (x0 - x0_prev)        k = h / (2 h_prev)        x' = (sigma_s / sigma_t) x - alpha_s (e^-h - 1) D
 
 The order holds for small steps in lambda; uniform times, whose steps in lambda grow without bound at both ends, cost a
-logarithm: the error falls as h^2 log(1/h). Not DPM-Solver-2 (which integrates the noise prediction) nor 2S (two evaluations a step).
+logarithm: the error falls as h^2 log(1/h). Not DPM-Solver-2 (which integrates the noise prediction) nor 2S (two
+evaluations a step).
 """
 
 from __future__ import annotations

@@ -13,7 +13,5 @@ def euler(grid: Grid) -> SamplerTable:
     """x' = x + (s - t) f, for a velocity f. Raises ValueError for any other prediction."""
     if grid.prediction != "velocity":
         raise ValueError(f"euler needs a velocity prediction, not {grid.prediction}; ddim takes any")
-    rows = (
-        Row(t=grid.times[i], s=grid.times[i + 1], b=grid.sigmas[i + 1] - grid.sigmas[i]) for i in range(grid.steps)
-    )
+    rows = (Row(t=grid.times[i], s=grid.times[i + 1], b=grid.sigmas[i + 1] - grid.sigmas[i]) for i in range(grid.steps))
     return SamplerTable.from_rows(rows)

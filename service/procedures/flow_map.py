@@ -16,7 +16,5 @@ def flow_map(grid: Grid) -> SamplerTable:
     """
     if grid.prediction != "velocity":
         raise ValueError(f"flow_map needs an average velocity, not a {grid.prediction} prediction")
-    rows = (
-        Row(t=grid.times[i], s=grid.times[i + 1], b=grid.sigmas[i + 1] - grid.sigmas[i]) for i in range(grid.steps)
-    )
+    rows = (Row(t=grid.times[i], s=grid.times[i + 1], b=grid.sigmas[i + 1] - grid.sigmas[i]) for i in range(grid.steps))
     return SamplerTable.from_rows(rows, takes_target=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Literal, Self
 
 Prediction = Literal["velocity", "noise", "data", "v"]
@@ -70,8 +70,9 @@ class SamplerTable:
     @classmethod
     def from_rows(cls, rows: Iterable[Row], takes_target: bool = False) -> Self:
         """The table with these rows, in order."""
-        columns = tuple(zip(*map(astuple, rows), strict=True)) or ((),) * len(fields(Row))
-        return cls(*columns, takes_target=takes_target)
+        rows = tuple(rows)
+        columns = {column.name: tuple(getattr(row, column.name) for row in rows) for column in fields(Row)}
+        return cls(**columns, takes_target=takes_target)
 
     def __len__(self) -> int:
         """Number of rows, which is the number of network evaluations."""

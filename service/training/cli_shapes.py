@@ -9,7 +9,10 @@ from service.training.train_shapes import ShapesTrainingOptions, train_shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="shapes_command", required=True, metavar="COMMAND")
+    add_commands(parser.add_subparsers(dest="shapes_command", required=True, metavar="COMMAND"))
+
+
+def add_commands(commands) -> None:
     shapes = commands.add_parser("shapes", help="train the embedded image model")
     for item in dataclasses.fields(ShapesTrainingOptions):
         flag = "--" + item.name.replace("_", "-")

@@ -1,55 +1,161 @@
-"""Measures of a `shapes` model on held-out captions."""
+"""Measures of a `shapes` model on held-out captions: does the picture show the caption, and does it look like a scene."""
 
 from __future__ import annotations
 
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
-from tokenizers import Tokenizer
+from PIL import Image
 from torch import Tensor
 
-from service.models.flow_transformer import FlowTransformer
-from service.training.caption_tokenizer import encode_captions
+from service.procedures.consistency import consistency
+from service.procedures.ddim import ddim
+from service.procedures.dpmpp_2m import dpmpp_2m
+from service.procedures.euler import euler
+from service.procedures.flow_map import flow_map
+from service.procedures.heun import heun
+from service.procedures.tables import SamplerTable, flow_grid
 from service.training.scene_checker import accuracy
-from service.training.scenes import draw_scenes
+from service.training.scene_classifier import frechet_distance, load_scene_classifier, picture_features
+from service.training.scenes import MAX_OBJECTS, Scene, draw_scenes
+from service.training.shapes_sampling import ShapesModel
+
+JUMPS = (1, 2, 4, 8)
+STEPS = (10, 20, 50)
+PROCEDURES = ("flow_map", "consistency", "euler", "heun", "ddim", "dpmpp_2m")
+REFERENCE_SCENES = 5000
+GRID_COLUMNS: tuple[tuple[str, int], ...] = (("flow_map", 1), ("flow_map", 2), ("flow_map", 4), ("euler", 20), ("dpmpp_2m", 20))
 
 
-@torch.no_grad()
-def sample_euler(network: FlowTransformer, text: Tensor, empty: Tensor, x: Tensor, steps: int, guidance: float) -> Tensor:
-    """Pictures by Euler steps from noise x [B, C, H, W], with classifier-free guidance in two rows."""
-    count = len(x)
-    ones = torch.ones(2 * count)
-    for step in range(steps):
-        t = ones * (1 - step / steps)
-        both = network(torch.cat([x, x]), t, t, ones, torch.cat([text, empty])).float()
-        conditional, unconditional = both.chunk(2)
-        x = x - torch.lerp(unconditional, conditional, guidance) / steps
-    return x
+@dataclass(frozen=True)
+class ShapesEvaluationOptions:
+    """What `stride train evaluate-shapes` does; `captions` are drawn from the held-out ones."""
+
+    model: Path
+    classifier: Path | None = None
+    captions: int = 1000
+    procedures: tuple[str, ...] = PROCEDURES
+    guidance: tuple[float, ...] = (3.0,)
+    grid: Path | None = None
+    bfloat16: bool = False
+    seed: int = 0
+    threads: int = 1
 
 
-@torch.no_grad()
-def sample_flow_map(network: FlowTransformer, text: Tensor, x: Tensor, jumps: int, guidance: float) -> Tensor:
-    """Pictures by equal jumps of the flow map from noise x [B, C, H, W], the guidance scale being an input."""
-    ones = torch.ones(len(x))
-    for jump in range(jumps):
-        x = x - network(x, ones * (1 - jump / jumps), ones * (1 - (jump + 1) / jumps), guidance * ones, text).float() / jumps
-    return x
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the table: `correct` and `by_objects` (one, two, three) are shares of captions."""
+
+    procedure: str
+    steps: int
+    evaluations: int
+    guidance: float
+    captions: int
+    correct: float
+    by_objects: tuple[float, ...]
+    frechet: float | None
+    seconds: float
+
+    def to_json(self) -> str:
+        return json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in vars(self).items()})
 
 
-def quick_accuracy(
-    network: FlowTransformer, tokenizer: Tokenizer, captions: int, *, with_flow_map: bool, guidance: float = 3.0
-) -> dict[str, float]:
-    """Accuracy on a few held-out captions: 16 Euler steps, by number of objects, and 1 to 8 jumps of the flow map."""
-    held_out = draw_scenes((7, 7), captions, held_out=True)
-    encoded = encode_captions(tokenizer, [*(scene.caption for scene in held_out.scenes), ""])
-    text, empty = encoded[:-1], encoded[-1:].expand(captions, -1)
-    noise = torch.randn(held_out.images.shape, generator=torch.Generator().manual_seed(7))
-    pictures = sample_euler(network, text, empty, noise, 16, guidance)
-    results = {"euler16": accuracy(pictures, held_out.scenes)}
-    for number in (1, 2, 3):
-        rows = [k for k, scene in enumerate(held_out.scenes) if len(scene.objects) == number]
-        if rows:
-            results[f"objects{number}"] = accuracy(pictures[rows], [held_out.scenes[k] for k in rows])
+def sampler_table(procedure: str, steps: int) -> SamplerTable:
+    """The table of a procedure with uniform times; `ddim` is evaluated with eta = 1, since eta = 0 is `euler` here."""
+    grid = flow_grid(steps)
+    match procedure:
+        case "flow_map":
+            return flow_map(grid)
+        case "consistency":
+            return consistency(grid)
+        case "euler":
+            return euler(grid)
+        case "heun":
+            return heun(grid)
+        case "ddim":
+            return ddim(grid, eta=1.0)
+        case "dpmpp_2m":
+            return dpmpp_2m(grid)
+        case other:
+            raise ValueError(f"procedure must be one of {', '.join(PROCEDURES)}, not {other!r}")
+
+
+def evaluate_shapes(options: ShapesEvaluationOptions) -> list[Measurement]:
+    """Measure, print one JSON line a measurement, and draw the grid where one is asked for."""
+    torch.set_num_threads(options.threads)
+    model = ShapesModel.load(options.model)
+    scenes = draw_scenes((options.seed, 1), options.captions, held_out=True).scenes
+    classifier = load_scene_classifier(options.classifier) if options.classifier else None
+    reference = None
+    if classifier:
+        reference = picture_features(classifier, draw_scenes((options.seed, 2), REFERENCE_SCENES).images)
+    measurements = []
+    with torch.autocast("cpu", torch.bfloat16) if options.bfloat16 else nullcontext():
+        for procedure in options.procedures:
+            for steps in JUMPS if procedure in ("flow_map", "consistency") else STEPS:
+                for guidance in options.guidance:
+                    table = sampler_table(procedure, steps)
+                    begin = time.monotonic()
+                    pictures = model.sample([scene.caption for scene in scenes], table, guidance, options.seed)
+                    seconds = time.monotonic() - begin
+                    distance = None
+                    if classifier and reference is not None:
+                        with torch.autocast("cpu", enabled=False):
+                            distance = frechet_distance(picture_features(classifier, pictures), reference)
+                    measurement = Measurement(
+                        procedure,
+                        steps,
+                        len(table),
+                        guidance,
+                        len(scenes),
+                        accuracy(pictures, scenes),
+                        accuracy_by_objects(pictures, scenes),
+                        distance,
+                        seconds,
+                    )
+                    measurements.append(measurement)
+                    print(measurement.to_json(), flush=True)
+    if options.grid:
+        draw_grid(model, options.grid, options.guidance[0])
+    return measurements
+
+
+def accuracy_by_objects(pictures: Tensor, scenes: tuple[Scene, ...]) -> tuple[float, ...]:
+    """Share of correct pictures among the scenes with one, two and three objects; nan where there is none."""
+    shares = []
+    for number in range(1, MAX_OBJECTS + 1):
+        rows = [row for row, scene in enumerate(scenes) if len(scene.objects) == number]
+        shares.append(accuracy(pictures[rows], [scenes[row] for row in rows]) if rows else float("nan"))
+    return tuple(shares)
+
+
+def quick_accuracy(model: ShapesModel, captions: int, *, with_flow_map: bool, guidance: float = 3.0) -> dict[str, float]:
+    """Accuracy during training: Euler with 16 steps, by number of objects, and 1 to 8 jumps of the flow map."""
+    scenes = draw_scenes((7, 7), captions, held_out=True).scenes
+    texts = [scene.caption for scene in scenes]
+    pictures = model.sample(texts, sampler_table("euler", 16), guidance, seed=7)
+    results = {"euler16": accuracy(pictures, scenes)}
+    for number, share in enumerate(accuracy_by_objects(pictures, scenes), start=1):
+        results[f"objects{number}"] = share
     if with_flow_map:
-        for jumps in (1, 2, 4, 8):
-            pictures = sample_flow_map(network, text, noise, jumps, guidance)
-            results[f"jumps{jumps}"] = accuracy(pictures, held_out.scenes)
+        for jumps in JUMPS:
+            pictures = model.sample(texts, sampler_table("flow_map", jumps), guidance, seed=7)
+            results[f"jumps{jumps}"] = accuracy(pictures, scenes)
     return results
+
+
+def draw_grid(model: ShapesModel, path: Path, guidance: float, rows: int = 10, scale: int = 3) -> None:
+    """A PNG with a row a held-out caption and a column an entry of `GRID_COLUMNS`, from the same noise, enlarged."""
+    captions = [scene.caption for scene in draw_scenes((3, 3), rows, held_out=True).scenes]
+    columns = [model.sample(captions, sampler_table(name, steps), guidance, seed=3) for name, steps in GRID_COLUMNS]
+    cells = ((torch.stack(columns, 1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    cells = torch.nn.functional.pad(cells, (1, 1, 1, 1), value=200)
+    sheet = cells.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    image = Image.fromarray(sheet.numpy())
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, optimize=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def token_nats(decoder: Decoder, windows: Tensor) -> Tensor:
 
 
 def held_out_nats(decoder: Decoder, tokens: Tensor, context: int, batch: int = 8) -> float:
-    """Mean nats a token over the whole of `tokens`, in order, each scored once with at least `context` tokens before it.
+    """Mean nats a token over the whole of `tokens`, in order, each scored once after at least `context` others.
 
     (Fewer only for the first `context` tokens of all; the very first is given, not scored.)
     """
@@ -122,13 +123,14 @@ def score_samples(
         yield score("causal", temperature, sample_causal(decoder, prompts, options.length, temperature, generator))
         if decoder.config.mask_token_id is None:
             continue
-        for block_length in options.block_lengths:
-            for threshold in options.thresholds:
-                generator = torch.Generator().manual_seed(options.seed)
-                samples = sample_blocks(
-                    decoder, prompts, options.length, block_length, threshold, temperature, generator
-                )
-                yield score(f"block {block_length}, threshold {threshold:g}", temperature, samples)
+        settings = itertools.product(options.block_lengths, (False, True), options.thresholds)
+        for block_length, leftmost, threshold in settings:
+            generator = torch.Generator().manual_seed(options.seed)
+            samples = sample_blocks(
+                decoder, prompts, options.length, block_length, threshold, temperature, generator, leftmost=leftmost
+            )
+            order = "leftmost" if leftmost else "surest"
+            yield score(f"block {block_length}, threshold {threshold:g}, else {order}", temperature, samples)
 
 
 def evaluate_text(options: TextEvaluationOptions) -> list[SampleScore]:

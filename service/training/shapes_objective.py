@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from service.models.flow_transformer import FlowTransformer
 
 MAX_JUMPS = 8
+SHORTEST_JUMP = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class TrainingBatch:
     images: Tensor
     text: Tensor
     empty_text: Tensor
+
+    def part(self, rows: slice) -> TrainingBatch:
+        return TrainingBatch(self.images[rows], self.text[rows], self.empty_text[rows])
 
 
 @dataclass(frozen=True)
@@ -59,42 +63,40 @@ def velocity_loss(network: nn.Module, batch: TrainingBatch, dropout: float, gene
 def sample_flow_map_rows(
     count: int, longest: float, guidance_range: tuple[float, float], generator: torch.Generator
 ) -> FlowMapRows:
-    """Jumps of length up to `longest`: two thirds on the grids of 1, 2, 4 and 8 equal jumps, the others anywhere."""
+    """Jumps of length up to `longest`: two thirds on the grids of 1, 2, 4 and 8 equal jumps, the others anywhere.
+
+    Guidance scales are spread evenly over the logarithm of their range.
+    """
     jumps = 2.0 ** torch.randint(0, 4, (count,), generator=generator)
-    jumps = torch.maximum(jumps, torch.full_like(jumps, 1.0 / longest)).clamp_max(MAX_JUMPS)
+    jumps = jumps.clamp(min(1 / longest, MAX_JUMPS), MAX_JUMPS)
     start = jumps - (torch.rand(count, generator=generator) * jumps).floor()
     ends = torch.rand(2, count, generator=generator).sort(dim=0, descending=True).values
-    free_t = ends[0]
-    free_s = torch.maximum(ends[1], free_t - longest)
     on_grid = torch.rand(count, generator=generator) < 2 / 3
-    t = torch.where(on_grid, start / jumps, free_t)
-    s = torch.where(on_grid, (start - 1) / jumps, free_s)
-    middle = torch.where(on_grid, 0.5, 0.3 + 0.4 * torch.rand(count, generator=generator))
+    t = torch.where(on_grid, start / jumps, ends[0])
+    s = torch.where(on_grid, (start - 1) / jumps, torch.maximum(ends[1], ends[0] - longest))
+    share = torch.where(on_grid, 0.5, 0.3 + 0.4 * torch.rand(count, generator=generator))
     low, high = guidance_range
-    guidance = low + (high - low) * torch.rand(count, generator=generator)
-    return FlowMapRows(t, t + (s - t) * middle, s, guidance)
+    guidance = low * (high / low) ** torch.rand(count, generator=generator)
+    return FlowMapRows(t, torch.lerp(t, s, share), s, guidance)
 
 
 @torch.no_grad()
 def guided_velocity(teacher: nn.Module, x: Tensor, t: Tensor, guidance: Tensor, batch: TrainingBatch) -> Tensor:
-    """v_u + w (v_c - v_u) at guidance input 1 (classifier-free guidance, arXiv 2207.12598)."""
-    ones = torch.ones_like(t)
-    both = teacher(
-        torch.cat([x, x]), torch.cat([t, t]), torch.cat([t, t]), torch.cat([ones, ones]),
-        torch.cat([batch.text, batch.empty_text]),
-    )  # fmt: skip
+    """v_u + w (v_c - v_u) of the teacher at guidance input 1 (classifier-free guidance, arXiv 2207.12598)."""
+    times, ones = t.repeat(2), torch.ones(2 * len(t))
+    both = teacher(x.repeat(2, 1, 1, 1), times, times, ones, torch.cat([batch.text, batch.empty_text])).float()
     conditional, unconditional = both.chunk(2)
     return torch.lerp(unconditional, conditional, guidance.view(-1, 1, 1, 1))
 
 
 @torch.no_grad()
-def flow_map_target(teacher: nn.Module, x: Tensor, rows: FlowMapRows, batch: TrainingBatch) -> Tensor:
-    """The average velocity of two jumps of the teacher, t to m and m to s (shortcut models, arXiv 2410.12557)."""
+def two_jump_velocity(teacher: nn.Module, x: Tensor, rows: FlowMapRows, batch: TrainingBatch) -> Tensor:
+    """The average velocity over [s, t] of two jumps of the teacher, t to m and m to s (shortcuts, arXiv 2410.12557)."""
     first = teacher(x, rows.t, rows.m, rows.guidance, batch.text).float()
     middle = x - (rows.t - rows.m).view(-1, 1, 1, 1) * first
     second = teacher(middle, rows.m, rows.s, rows.guidance, batch.text).float()
-    weight = ((rows.t - rows.m) / (rows.t - rows.s).clamp_min(1e-6)).view(-1, 1, 1, 1)
-    return weight * first + (1 - weight) * second
+    share = ((rows.t - rows.m) / (rows.t - rows.s).clamp_min(1e-6)).view(-1, 1, 1, 1)
+    return torch.lerp(second, first, share)
 
 
 def flow_map_loss(
@@ -106,37 +108,25 @@ def flow_map_loss(
     anchored: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error [B] of u(x_t, t, s, w): `anchored` of the rows learn the guided velocity at short jumps.
+    """Mean squared error [B] of u(x_t, t, s, w) for jumps of length up to `longest`.
 
-    An anchored row jumps at most 1 / (2 MAX_JUMPS), where the guided velocity at its middle stands for the average; the
-    other rows learn two jumps of the teacher in one. `longest` is the longest jump that is learned yet.
+    The share `anchored` of the rows learn the guided velocity: half of them at s = t, half over a jump of at most
+    `SHORTEST_JUMP`, where it stands for the average. The other rows learn two jumps of the teacher in one. Neither
+    target has a gradient.
     """
     count = len(batch.images)
-    rows = sample_flow_map_rows(count, longest, network.config.guidance_range, generator)
     short = round(count * anchored)
-    span = torch.rand(short, generator=generator) / (2 * MAX_JUMPS)
-    span = torch.where(torch.rand(short, generator=generator) < 0.5, span, torch.zeros(()))
-    t = rows.t.clone()
-    t[:short] = torch.maximum(sample_velocity_times(short, generator), span)
-    s = rows.s.clone()
-    s[:short] = t[:short] - span
+    rows = sample_flow_map_rows(count, longest, network.config.guidance_range, generator)
+    span = SHORTEST_JUMP * (2 * torch.rand(short, generator=generator) - 1).clamp_min(0)
+    t = torch.cat([torch.maximum(sample_velocity_times(short, generator), span), rows.t[short:]])
+    s = torch.cat([t[:short] - span, rows.s[short:]])
     x, _ = noise_images(batch.images, t, generator)
-    anchor, chain = slice(0, short), slice(short, count)
-    target = torch.empty_like(x)
-    target[anchor] = guided_midpoint_velocity(
-        teacher, x[anchor], t[anchor], s[anchor], rows.guidance[anchor], _part(batch, anchor)
+    anchors, chains = slice(0, short), slice(short, count)
+    chained = FlowMapRows(t[chains], rows.m[chains], s[chains], rows.guidance[chains])
+    target = torch.cat(
+        [
+            guided_velocity(teacher, x[anchors], t[anchors], rows.guidance[anchors], batch.part(anchors)),
+            two_jump_velocity(teacher, x[chains], chained, batch.part(chains)),
+        ]
     )
-    chained = FlowMapRows(t[chain], rows.m[chain], s[chain], rows.guidance[chain])
-    target[chain] = flow_map_target(teacher, x[chain], chained, _part(batch, chain))
     return (network(x, t, s, rows.guidance, batch.text) - target).square().mean((1, 2, 3))
-
-
-def guided_midpoint_velocity(
-    teacher: nn.Module, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, batch: TrainingBatch
-) -> Tensor:
-    """The guided velocity at the start stands for the average over a span so short."""
-    return guided_velocity(teacher, x, t, guidance, batch).float()
-
-
-def _part(batch: TrainingBatch, rows: slice) -> TrainingBatch:
-    return TrainingBatch(batch.images[rows], batch.text[rows], batch.empty_text[rows])

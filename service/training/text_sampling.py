@@ -100,9 +100,11 @@ def sample_blocks(
     temperature: float,
     generator: torch.Generator,
     usable: int = 256,
+    leftmost: bool = False,
 ) -> Samples:
-    """Block by block: draw every masked position, keep the draws whose probability exceeds `threshold` (at least one).
+    """Block by block: draw every masked position, keep the draws whose probability exceeds `threshold`.
 
+    At least one is kept in every pass: the most probable draw or, with `leftmost`, that of the first masked position.
     `forwards` counts the denoising passes and one pass a block that commits it. `shared_forwards` counts what remains
     when a block is committed in the same forward as the first pass of the next one; the last needs no commit.
     """
@@ -118,7 +120,8 @@ def sample_blocks(
                 forward(decoder, cache, canvas, block=True, keep=False), temperature, generator, usable
             )
             confidence = confidence.masked_fill(~masked, -1.0)
-            chosen = (confidence > threshold) | (confidence == confidence.amax(-1, keepdim=True))
+            certain = masked.cumsum(-1) == 1 if leftmost else confidence == confidence.amax(-1, keepdim=True)
+            chosen = (confidence > threshold) | certain
             canvas = torch.where(chosen & masked, tokens, canvas)
             passes += int(masked.any(-1).sum())
         forward(decoder, cache, canvas)

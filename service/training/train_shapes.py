@@ -23,6 +23,7 @@ from service.training.evaluate_shapes import quick_accuracy
 from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.progress import TrainingProgress
 from service.training.scenes import Scene, draw_scenes
+from service.training.shapes_sampling import ShapesModel
 from service.training.shapes_objective import TrainingBatch, flow_map_loss, velocity_loss
 
 
@@ -42,6 +43,7 @@ class ShapesTrainingOptions:
     other_rate: float = 2e-3
     flow_map_rate_factor: float = 0.4
     average_decay: float = 0.998
+    flow_map_average_decay: float = 0.99
     caption_dropout: float = 0.1
     velocity_share: float = 0.4
     anchored_share: float = 0.35
@@ -90,14 +92,14 @@ class ShapesTrainer:
         split = round(options.batch_size * options.velocity_share) if flow_map else options.batch_size
         # The fused attention has a slow backward pass in bfloat16 on CPUs.
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
-            velocity = velocity_loss(self.network, _rows(batch, slice(0, split)), options.caption_dropout, generator)
+            velocity = velocity_loss(self.network, batch.part(slice(0, split)), options.caption_dropout, generator)
             total, mapped = velocity.sum(), torch.zeros(1)
             if flow_map:
                 self.average.copy_to(self.teacher)
                 mapped = flow_map_loss(
                     self.network,
                     self.teacher,
-                    _rows(batch, slice(split, None)),
+                    batch.part(slice(split, None)),
                     longest=self._longest_jump(),
                     anchored=options.anchored_share,
                     generator=generator,
@@ -119,10 +121,10 @@ class ShapesTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = int(state["step"])
-        self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         if self.step > self.options.steps:
-            self.optimizer = self._flow_map_optimizer()
+            self._enter_flow_map_stage()
+        self.network.load_state_dict(state["network"])
         if self.step != self.options.steps:
             self.optimizer.load_state_dict(state["optimizer"])
 
@@ -141,6 +143,7 @@ class ShapesTrainer:
 
     def _enter_flow_map_stage(self) -> None:
         self.average.copy_to(self.network)
+        self.average.decay = self.options.flow_map_average_decay
         self.optimizer = self._flow_map_optimizer()
 
     def _velocity_optimizer(self) -> SplitOptimizer:
@@ -180,10 +183,6 @@ def draw_training_batch(tokenizer: Tokenizer, seed: tuple[int, ...], count: int)
     return TrainingBatch(scenes.images, text[:-1], text[-1:].expand(count, -1))
 
 
-def _rows(batch: TrainingBatch, rows: slice) -> TrainingBatch:
-    return TrainingBatch(batch.images[rows], batch.text[rows], batch.empty_text[rows])
-
-
 def train_shapes(options: ShapesTrainingOptions) -> None:
     """Train, evaluating and saving at intervals, and leave the model in `options.out`; a signal saves and stops."""
     torch.set_num_threads(options.threads)
@@ -210,8 +209,7 @@ def train_shapes(options: ShapesTrainingOptions) -> None:
 
 
 def _evaluate(trainer: ShapesTrainer) -> dict[str, float]:
+    model = ShapesModel(trainer.network, trainer.tokenizer)
     flow_map = trainer.step > trainer.options.steps
     with trainer.average.applied_to(trainer.network), torch.autocast("cpu", torch.bfloat16):
-        return quick_accuracy(
-            trainer.network, trainer.tokenizer, trainer.options.evaluate_captions, with_flow_map=flow_map
-        )
+        return quick_accuracy(model, trainer.options.evaluate_captions, with_flow_map=flow_map)

@@ -72,7 +72,7 @@ def cosine_grid(steps: int, prediction: Prediction) -> Grid:
 
 
 def log_snr_grid(steps: int, prediction: Prediction) -> Grid:
-    """Uniform in lambda = log(alpha / sigma) from -2 to 12, then data: flow for a velocity, else variance preserving."""
+    """Uniform in lambda = log(alpha / sigma) from -2 to 12, then data; flow for a velocity, else cosine."""
     ratios = [math.exp(2.0 - 14.0 * i / (steps - 1)) for i in range(steps)]  # sigma / alpha
     if prediction == "velocity":
         return flow_grid(steps, times=[*(ratio / (1.0 + ratio) for ratio in ratios), 0.0])

@@ -209,12 +209,14 @@ def test_held_out_likelihood_in_windows_equals_one_long_forward_of_a_one_layer_m
 def test_block_sampling_counts_its_forwards_and_leaves_no_mask(decoder: Decoder) -> None:
     prompts = torch.randint(256, (3, 10), generator=torch.Generator().manual_seed(1))
 
-    def sample(threshold: float) -> tuple[Tensor, float, float]:
-        samples = sample_blocks(decoder, prompts, 20, 8, threshold, 1.0, torch.Generator().manual_seed(4))
+    def sample(threshold: float, leftmost: bool = False) -> tuple[Tensor, float, float]:
+        generator = torch.Generator().manual_seed(4)
+        samples = sample_blocks(decoder, prompts, 20, 8, threshold, 1.0, generator, leftmost=leftmost)
         return samples.tokens, samples.forwards, samples.shared_forwards
 
     tokens, forwards, shared = sample(1.0)
     assert tokens.shape == (3, 20) and tokens.max() < 256
     assert (forwards, shared) == (20 + 3, 20)
+    assert sample(1.0, leftmost=True)[1:] == (20 + 3, 20)
     assert sample(0.0)[1:] == (3 + 3, 3)
     assert sample_causal(decoder, prompts, 20, 1.0, torch.Generator().manual_seed(4)).tokens.shape == (3, 20)

@@ -1,0 +1,128 @@
+"""The scheduler alone: no network, no device, time and costs handed in."""
+
+from __future__ import annotations
+
+from service.engine.cost import ForwardCost
+from service.engine.messages import ImageWork, ModelCard, Submit, TextWork
+from service.engine.request import ImageRequest, TextRequest
+from service.engine.scheduler import Lane, Limits, Scheduler
+from service.workers.paged_cache import BlockPool
+
+TEXT = ModelCard("text", "text", "", [], False, [], "", 0, 300, 512)
+IMAGE = ModelCard("image", "image", "", [], True, [], "", 0, 300, 512)
+
+
+def scheduler(rows: int = 8, tokens: int = 64, running: int = 16, blocks: int = 64) -> Scheduler:
+    limits = Limits(rows, tokens, running)
+    return Scheduler({"text": Lane(BlockPool(blocks, 16), limits), "image": Lane(BlockPool(running), limits)})
+
+
+def text(name: str, arrived: float = 0.0, prompt: int = 4, max_tokens: int = 8, priority: int = 0) -> TextRequest:
+    work = TextWork(list(range(prompt)), max_tokens)
+    return TextRequest.begin(Submit(name, "text", "autoregressive", {}, 0, work, arrived, priority), work, TEXT, 16)
+
+
+def image(name: str, arrived: float = 0.0, procedure: str = "euler") -> ImageRequest:
+    work = ImageWork([3], 8, 8)
+    return ImageRequest.begin(Submit(name, "image", procedure, {"steps": 9}, 0, work, arrived), work, IMAGE)
+
+
+def test_requests_start_in_order_while_their_memory_is_free() -> None:
+    s = scheduler(blocks=3)
+    for i, size in enumerate((20, 28, 12)):
+        s.add(text(f"r{i}", arrived=i, prompt=4, max_tokens=size))
+    s.next_batch(10.0)
+    # r1 needs two blocks and one is left; r2 would fit but must not overtake it for ever.
+    assert [r.id for r in s.lanes["text"].running] == ["r0"]
+    s.remove("r0")
+    s.next_batch(11.0)
+    assert [r.id for r in s.lanes["text"].running] == ["r1", "r2"]
+    s.check_books()
+
+
+def test_lower_priority_numbers_start_first() -> None:
+    s = scheduler(running=1)
+    for name, priority in (("late", 5), ("first", -1), ("middle", 0)):
+        s.add(text(name, priority=priority))
+    started = []
+    while (batch := s.next_batch(0.0)) is not None:
+        started.append(batch.items[0].request.id)
+        s.remove(started[-1])
+    assert started == ["first", "middle", "late"]
+
+
+def test_device_time_is_shared_by_measured_seconds() -> None:
+    s = scheduler()
+    s.add(text("t", max_tokens=300))
+    for i in range(4):
+        s.add(image(f"i{i}"))
+    seconds = {"text": 0.0, "image": 0.0}
+    longest_wait, since_text = 0.0, 0.0
+    for _ in range(400):
+        batch = s.next_batch(0.0)
+        assert batch is not None
+        cost = 0.01 if batch.model == "text" else 0.1
+        since_text = 0.0 if batch.model == "text" else since_text + cost
+        longest_wait = max(longest_wait, since_text)
+        seconds[batch.model] += cost
+        s.ran(batch, cost)
+    assert abs(seconds["text"] - seconds["image"]) <= 0.11
+    assert longest_wait <= 0.1 + 1e-9  # a token stream waits for one image forward at most
+
+
+def test_a_model_that_was_idle_has_not_saved_up_time() -> None:
+    s = scheduler()
+    s.add(image("i"))
+    for _ in range(50):
+        s.ran(s.next_batch(0.0), 0.1)
+    s.add(text("t"))
+    chosen = []
+    for _ in range(10):
+        batch = s.next_batch(0.0)
+        chosen.append(batch.model)
+        s.ran(batch, 0.1)
+    assert 4 <= chosen.count("image") <= 6
+
+
+def test_everybody_is_served_before_anybody_is_served_again() -> None:
+    s = scheduler(rows=5)
+    for i in range(10):
+        s.add(image(f"i{i}", procedure="flow_map"))
+    served = [item.request.id for _ in range(4) for item in s.next_batch(0.0).items]
+    assert sorted(served) == sorted(f"i{i}" for i in range(10) for _ in range(2))
+
+
+def test_a_long_prefill_is_chunked_and_does_not_keep_decoding_from_its_tokens() -> None:
+    s = scheduler(tokens=64, blocks=128)
+    s.add(text("long", arrived=-1.0, prompt=400))
+    for i in range(6):
+        s.add(text(f"d{i}", prompt=1))
+    for _ in range(4):
+        batch = s.next_batch(0.0)
+        sizes = {item.request.id: item.size for item in batch.items}
+        assert all(sizes[f"d{i}"] == 1 for i in range(6))
+        assert sizes["long"] == 58 and not batch.items[-1].whole
+        batch.items[-1].request.fold(batch.items[-1].rows, False, [], 0.0)
+
+
+def test_a_batch_is_as_large_as_its_measured_cost_allows() -> None:
+    s = scheduler(rows=32, running=32)
+    for i in range(20):
+        s.add(image(f"i{i}", procedure="flow_map"))
+    for size in (1, 4, 16):
+        s.lanes["image"].cost.observe(size, 0.02 + 0.03 * size)
+    assert s.next_batch(0.0).size == 6  # 0.02 + 0.03 n <= 0.2
+
+
+def test_a_guided_row_counts_as_two_evaluations() -> None:
+    assert image("a").evaluations == 2
+    assert image("b", procedure="flow_map").evaluations == 1
+
+
+def test_cost_is_a_fixed_part_and_a_slope() -> None:
+    cost = ForwardCost()
+    assert cost.affordable(1.0) is None
+    for size in (2, 8, 8, 16, 4):
+        cost.observe(size, 0.5 + 0.1 * size)
+    assert cost.affordable(1.55) == 10
+    assert cost.affordable(0.1) == 1

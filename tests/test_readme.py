@@ -1,0 +1,74 @@
+"""README and CONTRIBUTING say what is there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from service.bench import add_arguments
+from service.procedures.registry import PROCEDURES
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def section(heading: str) -> str:
+    return README.split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def table_names(heading: str) -> set[str]:
+    """The names in code quotes in the first column of a section's table."""
+    rows = re.findall(r"^\|([^|]*)\|", section(heading), re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+def test_the_table_of_procedures_is_the_registry() -> None:
+    assert table_names("Procedures") - {"threshold", "confidence", "eta"} == set(PROCEDURES)
+
+
+def test_the_table_of_settings_is_the_settings() -> None:
+    assert table_names("Settings") == set(Settings.model_fields)
+
+
+def test_the_bodies_of_the_curl_examples_are_valid() -> None:
+    bodies = [json.loads(body) for body in re.findall(r"-d '(\{.*?\})'", README, re.DOTALL)]
+    assert len(bodies) == 2
+    for body in bodies:
+        name = body["procedure"].pop("name")
+        msgspec.convert(body["procedure"], PROCEDURES[name].parameters)
+
+
+def test_the_python_example_compiles() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    compile(example, "README.md", "exec")
+
+
+def test_the_bench_commands_have_flags_that_exist() -> None:
+    commands = re.findall(r"^\.venv/bin/stride bench (.*)$", README, re.MULTILINE)
+    assert commands
+    for command in commands:
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        add_arguments(parser)
+        parser.parse_args(shlex.split(command))
+
+
+def test_the_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"`?\bmake ([a-z]+)\b(?=`|\n| +#)", README + CONTRIBUTING)) <= targets
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    quoted = re.findall(r"`((?:service|kernels|tests|deploy)/[a-z_./]+)`", text)
+    missing = [name for name in linked + quoted if not (ROOT / name).exists()]
+    assert not missing
