@@ -88,7 +88,7 @@ def broken_borders() -> Iterator[str]:
         if allowed is None:
             yield f"{file.relative_to(ROOT)}: {package} has no entry in MAY_IMPORT"
             continue
-        for line, target in local_imports(file):
+        for line, target in dict.fromkeys(local_imports(file)):
             other = package_of(target)
             if other != package and other not in allowed:
                 yield f"{file.relative_to(ROOT)}:{line}: {package} may not import {target}"

@@ -1,51 +1,41 @@
-"""From settings to an engine: load every model, reserve its memory, give it a lane."""
+"""From settings to an engine: every model on the device, with a card, memory and a lane."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-import torch
 
 from service.engine.loop import Engine, Served
 from service.engine.messages import ModelCard
 from service.engine.scheduler import Lane, Limits
-from service.models.loading import ImageModel, ModelSpec, TextModel, load_model
 from service.procedures.registry import runnable
 from service.settings import Settings
-from service.workers.latent_worker import LatentWorker
-from service.workers.paged_cache import BlockPool, PagedCache
-from service.workers.token_worker import TokenWorker
+from service.workers.hosting import Hosting, ImageHost, ModelError, TextHost, host, use_threads
+
+__all__ = ["ModelError", "build_engine"]
 
 
 def build_engine(settings: Settings) -> Engine:
-    """Raises service.models.loading.ModelError when a model cannot be served."""
-    torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    device = torch.device(settings.device)
-    return Engine([_serve(load_model(ModelSpec.parse(text), device), settings, device) for text in settings.models])
-
-
-def _serve(model: TextModel | ImageModel, settings: Settings, device: torch.device) -> Served:
+    """Raises ModelError when a model cannot be served, or when two have one name."""
+    use_threads(settings.threads)
+    hosting = Hosting(
+        settings.device, settings.kv_memory, settings.kv_block, settings.max_running, settings.batch_invariant
+    )
     limits = Limits(settings.row_budget, settings.token_budget, settings.max_running)
-    if isinstance(model, ImageModel):
-        slots = BlockPool(settings.max_running)
-        return Served(_image_card(model), Lane(slots, limits), LatentWorker(model.network, slots, device))
-    config = model.network.config
-    dtype = next(model.network.parameters()).dtype
-    layers, heads, size = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-    block_bytes = PagedCache.block_bytes(layers, heads, size, settings.kv_block, dtype)
-    pool = BlockPool(max(1, settings.kv_memory // block_bytes), settings.kv_block)
-    card = _text_card(model)
-    never = _unprintable(model)
-    return Served(card, Lane(pool, limits), TokenWorker(model.network, pool, device, never))
+    served: dict[str, Served] = {}
+    for spec in settings.models:
+        hosted = host(spec, hosting)
+        if hosted.name in served:
+            raise ModelError(f"two models are called {hosted.name!r}")
+        card = _text_card(hosted) if isinstance(hosted, TextHost) else _image_card(hosted)
+        served[hosted.name] = Served(card, Lane(hosted.pool, limits), hosted.worker)
+    return Engine(list(served.values()))
 
 
-def _text_card(model: TextModel) -> ModelCard:
-    config = model.network.config
+def _text_card(model: TextHost) -> ModelCard:
+    config = model.config
     signature = ["next(tokens)"] + (["canvas(prefix, block)"] if config.block_lengths else [])
     return ModelCard(
         kind="text",
-        signature=signature,
         guidance_input=False,
         vocab_size=config.vocab_size,
         max_model_len=model.max_model_len,
@@ -56,37 +46,25 @@ def _text_card(model: TextModel) -> ModelCard:
     )
 
 
-def _image_card(model: ImageModel) -> ModelCard:
-    config = model.network.config
-    signature = ["velocity(x,t)", "flow_map(x,t,s)"]
+def _image_card(model: ImageHost) -> ModelCard:
+    config = model.config
     return ModelCard(
         kind="image",
-        signature=signature,
         guidance_input=bool(config.signature["guidance_input"]),
         vocab_size=config.vocab_size,
         max_model_len=config.max_text_tokens,
         sizes=[(config.image_size, config.image_size)],
-        **_common(model, "image", signature),
+        **_common(model, "image", ["velocity(x,t)", "flow_map(x,t,s)"]),
     )
 
 
-def _common(model: TextModel | ImageModel, kind: str, signature: list[str]) -> dict[str, Any]:
+def _common(model: TextHost | ImageHost, kind: str, signature: list[str]) -> dict[str, Any]:
     procedures = runnable(kind, frozenset(signature))
-    preferred = "flow_map" if "flow_map" in procedures else procedures[0]
     return {
-        "name": model.spec.name,
-        "folder": str(model.spec.folder),
+        "name": model.name,
+        "folder": str(model.folder),
+        "signature": signature,
         "procedures": procedures,
-        "default_procedure": preferred,
+        "default_procedure": "flow_map" if "flow_map" in procedures else procedures[0],
         "parameters_count": model.parameters,
     }
-
-
-def _unprintable(model: TextModel) -> list[int]:
-    """Ids that must never be drawn: the mask token, and rows of the vocabulary that the tokeniser does not have."""
-    from tokenizers import Tokenizer
-
-    config = model.network.config
-    known = Tokenizer.from_file(str(model.spec.folder / "tokenizer.json")).get_vocab_size(with_added_tokens=True)
-    mask = [] if config.mask_token_id is None else [config.mask_token_id]
-    return mask + list(range(known, config.vocab_size))

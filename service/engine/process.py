@@ -15,10 +15,9 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from service.engine.assembly import build_engine
+from service.engine.assembly import ModelError, build_engine
 from service.engine.loop import Engine
 from service.engine.messages import FromEngine, Ready, Shutdown, ToEngine
-from service.models.loading import ModelError
 from service.settings import Settings
 
 GAUGE_SECONDS = 0.25

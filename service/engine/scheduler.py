@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from service.engine.cost import ForwardCost
 from service.engine.request import AnyRequest, TextRequest
 from service.procedures.types import LatentRow, TokenRow
-from service.workers.paged_cache import BlockPool
+from service.workers.block_pool import BlockPool
 
 
 @dataclass(frozen=True, slots=True)

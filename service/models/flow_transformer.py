@@ -102,9 +102,11 @@ class Block(nn.Module):
         self.attention_out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, config.mlp_ratio * width, bias=False)
         self.down = nn.Linear(config.mlp_ratio * width, width, bias=False)
+        self.neighbours_embed = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.modulation_embed = nn.Parameter(torch.zeros(6, width))
+        self.patches_a_side = config.image_size // config.patch_size
 
-    def forward(self, tokens: Tensor, modulation: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, modulation: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """tokens [B, N, width], modulation [B, 6, width], mask bool [B, 1, 1, N] (true: may be attended to)."""
         parts = (modulation + self.modulation_embed).to(tokens.dtype).unsqueeze(2).unbind(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
@@ -113,12 +115,41 @@ class Block(nn.Module):
         qkv = self.qkv(hidden).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         side = query.shape[-1:]
-        query = F.rms_norm(query, side, eps=1e-6) * self.attention_scale_embed.to(query.dtype)
-        attended = F.scaled_dot_product_attention(query, F.rms_norm(key, side, eps=1e-6), value, attn_mask=mask)
+        query = rotate(F.rms_norm(query, side, eps=1e-6) * self.attention_scale_embed.to(query.dtype), rotation)
+        key = rotate(F.rms_norm(key, side, eps=1e-6), rotation)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         attended = self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
         tokens = torch.addcmul(tokens, gate1, attended.to(tokens.dtype))
         hidden = torch.addcmul(shift2, F.rms_norm(tokens, (width,), eps=1e-6), 1 + scale2)
+        hidden = torch.cat([self._mix_neighbours(hidden), hidden[:, self.patches_a_side**2 :]], dim=1)
         return torch.addcmul(tokens, gate2, self.down(F.relu(self.up(hidden)).square()).to(tokens.dtype))
+
+    def _mix_neighbours(self, hidden: Tensor) -> Tensor:
+        """The patches [B, patches, width] of a sequence, each with a weighted sum of its 3x3 neighbourhood added."""
+        side = self.patches_a_side
+        patches = hidden[:, : side * side]
+        plane = patches.transpose(1, 2).unflatten(2, (side, side))
+        return patches + self.neighbours_embed(plane).flatten(2).transpose(1, 2).to(patches.dtype)
+
+
+def rotate(vectors: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions (arXiv 2104.09864): vectors [B, heads, N, D] turned by cosines and sines [N, D / 2]."""
+    cosine, sine = (part.to(vectors.dtype) for part in rotation)
+    first, second = vectors.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+def rotary_table(config: FlowTransformerConfig, highest: float = 1.5, lowest: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [patches + max_text_tokens, D / 2]: rows turn one half of the pairs, columns the other.
+
+    Text is not turned: its position is in its embedding.
+    """
+    side, pairs = config.image_size // config.patch_size, config.width // config.heads // 2
+    rates = torch.exp(torch.linspace(math.log(highest), math.log(lowest), pairs // 2))
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = torch.cat([rows.reshape(-1, 1) * rates, columns.reshape(-1, 1) * rates], dim=1)
+    angles = F.pad(angles, (0, 0, 0, config.max_text_tokens))
+    return angles.cos(), angles.sin()
 
 
 class FlowTransformer(nn.Module):
@@ -144,6 +175,9 @@ class FlowTransformer(nn.Module):
         self.final_modulation_head = nn.Linear(width, 2 * width)
         self.decode_up = nn.Linear(width, config.mlp_ratio * width)
         self.head = nn.Linear(config.mlp_ratio * width, config.channels * config.patch_size**2)
+        cosine, sine = rotary_table(config)
+        self.register_buffer("cosine", cosine, persistent=False)
+        self.register_buffer("sine", sine, persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -164,7 +198,7 @@ class FlowTransformer(nn.Module):
                 block.modulation_embed[[2, 5]] = 1.0 / math.sqrt(self.config.depth)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, text: Tensor) -> Tensor:
-        """x [B, C, H, W]; t, s (s <= t) and guidance (1 = none) float [B]; text ids [B, T], padded -> u [B, C, H, W]."""
+        """x [B, C, H, W]; t, s (s <= t) and guidance (1 = none) float [B]; text ids [B, T], padded -> u like x."""
         condition = self.time_embed(t) + self.span_embed(t - s) + self.guidance_embed(guidance.float().log())
         condition = F.silu(condition)
         modulation = self.modulation_head(condition).view(x.shape[0], 6, -1)
@@ -172,8 +206,9 @@ class FlowTransformer(nn.Module):
         words = self.text_embed(text) + self.text_position_embed[: text.shape[1]]
         tokens = torch.cat([patches, words.to(patches.dtype)], dim=1)
         mask = F.pad(text != self.config.pad_token_id, (self.config.patches, 0), value=True)[:, None, None, :]
+        rotation = self.cosine[: tokens.shape[1]], self.sine[: tokens.shape[1]]
         for block in self.blocks:
-            tokens = block(tokens, modulation, mask)
+            tokens = block(tokens, modulation, mask, rotation)
         shift, scale = self.final_modulation_head(condition).to(tokens.dtype).unsqueeze(1).chunk(2, dim=-1)
         hidden = F.rms_norm(tokens[:, : self.config.patches], tokens.shape[-1:], eps=1e-6)
         decoded = F.relu(self.decode_up(torch.addcmul(shift, hidden, 1 + scale))).square()

@@ -1,4 +1,4 @@
-"""Measures of a `shapes` model on held-out captions: does the picture show the caption, and does it look like a scene."""
+"""Measures of a `shapes` model: do pictures show their held-out captions, and how far are they from real scenes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from service.procedures.flow_map import flow_map
 from service.procedures.heun import heun
 from service.procedures.tables import SamplerTable, flow_grid
 from service.training.scene_checker import accuracy
-from service.training.scene_classifier import frechet_distance, load_scene_classifier, picture_features
+from service.training.scene_classifier import SceneClassifier, frechet_distance, load_scene_classifier, picture_features
 from service.training.scenes import MAX_OBJECTS, Scene, draw_scenes
 from service.training.shapes_sampling import ShapesModel
 
@@ -28,7 +28,14 @@ JUMPS = (1, 2, 4, 8)
 STEPS = (10, 20, 50)
 PROCEDURES = ("flow_map", "consistency", "euler", "heun", "ddim", "dpmpp_2m")
 REFERENCE_SCENES = 5000
-GRID_COLUMNS: tuple[tuple[str, int], ...] = (("flow_map", 1), ("flow_map", 2), ("flow_map", 4), ("euler", 20), ("dpmpp_2m", 20))
+GRID_COLUMNS: tuple[tuple[str, int], ...] = (
+    ("flow_map", 1),
+    ("flow_map", 2),
+    ("flow_map", 4),
+    ("flow_map", 8),
+    ("euler", 20),
+    ("dpmpp_2m", 20),
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Measurement:
     seconds: float
 
     def to_json(self) -> str:
-        return json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in vars(self).items()})
+        return json.dumps(vars(self))
 
 
 def sampler_table(procedure: str, steps: int) -> SamplerTable:
@@ -89,39 +96,61 @@ def evaluate_shapes(options: ShapesEvaluationOptions) -> list[Measurement]:
     torch.set_num_threads(options.threads)
     model = ShapesModel.load(options.model)
     scenes = draw_scenes((options.seed, 1), options.captions, held_out=True).scenes
-    classifier = load_scene_classifier(options.classifier) if options.classifier else None
-    reference = None
-    if classifier:
-        reference = picture_features(classifier, draw_scenes((options.seed, 2), REFERENCE_SCENES).images)
+    reality = Reality.load(options.classifier, (options.seed, 2)) if options.classifier else None
     measurements = []
     with torch.autocast("cpu", torch.bfloat16) if options.bfloat16 else nullcontext():
         for procedure in options.procedures:
             for steps in JUMPS if procedure in ("flow_map", "consistency") else STEPS:
                 for guidance in options.guidance:
-                    table = sampler_table(procedure, steps)
-                    begin = time.monotonic()
-                    pictures = model.sample([scene.caption for scene in scenes], table, guidance, options.seed)
-                    seconds = time.monotonic() - begin
-                    distance = None
-                    if classifier and reference is not None:
-                        with torch.autocast("cpu", enabled=False):
-                            distance = frechet_distance(picture_features(classifier, pictures), reference)
-                    measurement = Measurement(
-                        procedure,
-                        steps,
-                        len(table),
-                        guidance,
-                        len(scenes),
-                        accuracy(pictures, scenes),
-                        accuracy_by_objects(pictures, scenes),
-                        distance,
-                        seconds,
-                    )
-                    measurements.append(measurement)
-                    print(measurement.to_json(), flush=True)
-    if options.grid:
-        draw_grid(model, options.grid, options.guidance[0])
+                    measurements.append(_measure(model, scenes, procedure, steps, guidance, reality, options.seed))
+                    print(measurements[-1].to_json(), flush=True)
+        if options.grid:
+            draw_grid(model, options.grid, options.guidance[0])
     return measurements
+
+
+@dataclass(frozen=True)
+class Reality:
+    """Fresh scenes as features [N, D] of a scene classifier."""
+
+    classifier: SceneClassifier
+    features: Tensor
+
+    @classmethod
+    def load(cls, path: Path, seed: tuple[int, ...]) -> Reality:
+        classifier = load_scene_classifier(path)
+        return cls(classifier, picture_features(classifier, draw_scenes(seed, REFERENCE_SCENES).images))
+
+    def distance(self, pictures: Tensor) -> float:
+        """Fréchet distance of pictures [N, 3, 32, 32] to the scenes; in float32 under any autocast."""
+        with torch.autocast("cpu", enabled=False):
+            return frechet_distance(picture_features(self.classifier, pictures), self.features)
+
+
+def _measure(
+    model: ShapesModel,
+    scenes: tuple[Scene, ...],
+    procedure: str,
+    steps: int,
+    guidance: float,
+    reality: Reality | None,
+    seed: int,
+) -> Measurement:
+    table = sampler_table(procedure, steps)
+    begin = time.monotonic()
+    pictures = model.sample([scene.caption for scene in scenes], table, guidance, seed)
+    seconds = time.monotonic() - begin
+    return Measurement(
+        procedure,
+        steps,
+        len(table),
+        guidance,
+        len(scenes),
+        accuracy(pictures, scenes),
+        accuracy_by_objects(pictures, scenes),
+        reality.distance(pictures) if reality else None,
+        seconds,
+    )
 
 
 def accuracy_by_objects(pictures: Tensor, scenes: tuple[Scene, ...]) -> tuple[float, ...]:
@@ -133,7 +162,9 @@ def accuracy_by_objects(pictures: Tensor, scenes: tuple[Scene, ...]) -> tuple[fl
     return tuple(shares)
 
 
-def quick_accuracy(model: ShapesModel, captions: int, *, with_flow_map: bool, guidance: float = 3.0) -> dict[str, float]:
+def quick_accuracy(
+    model: ShapesModel, captions: int, *, with_flow_map: bool, guidance: float = 3.0
+) -> dict[str, float]:
     """Accuracy during training: Euler with 16 steps, by number of objects, and 1 to 8 jumps of the flow map."""
     scenes = draw_scenes((7, 7), captions, held_out=True).scenes
     texts = [scene.caption for scene in scenes]

@@ -7,6 +7,7 @@ Trained on the same scenes by `stride train scene-classifier`; stands in for the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,13 @@ FEATURES = 64
 
 
 class SceneClassifier(nn.Module):
-    """Pictures [N, 3, 32, 32] -> logits: for every colour, shape and size whether that object is there, and background."""
+    """Names what is in pictures [N, 3, 32, 32]: which kinds of object are there, and the background."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 24, 48, FEATURES)
+        widths = (3, 32, 48, FEATURES)
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         self.mix = nn.Conv2d(FEATURES, FEATURES, 3, padding=1)
         self.objects = nn.Linear(FEATURES, len(COLOURS) * len(SHAPES) * len(SIZES))
@@ -53,7 +54,7 @@ class ClassifierOptions:
     """What `stride train scene-classifier` does."""
 
     out: Path
-    steps: int = 600
+    steps: int = 1200
     batch_size: int = 128
     rate: float = 4e-3
     seed: int = 1
@@ -84,7 +85,7 @@ def train_scene_classifier(options: ClassifierOptions) -> None:
             batch = draw_scenes((options.seed, step), options.batch_size)
             objects, background = scene_labels(batch.scenes)
             object_logits, background_logits = network(batch.images)
-            loss = F.binary_cross_entropy_with_logits(object_logits, objects, pos_weight=torch.tensor(4.0))
+            loss = F.binary_cross_entropy_with_logits(object_logits, objects)
             loss = loss + 0.2 * F.cross_entropy(background_logits, background)
             optimizer.zero_grad()
             loss.backward()

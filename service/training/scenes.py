@@ -2,6 +2,7 @@
 
 A scene has one to three objects of distinct colours on a plain background. Neighbours in the caption are tied by a
 relation: relation k holds between object k and object k+1, as a difference of centres of at least `MIN_OFFSET` pixels.
+Boxes begin at multiples of `CELL` pixels, so that few different pictures need to be seen before shapes come out sharp.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 IMAGE_SIZE = 32
+CELL = 4
 MIN_OFFSET = 6
 MAX_OBJECTS = 3
 OBJECT_COUNT_WEIGHTS = (0.15, 0.35, 0.5)
@@ -30,7 +32,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (40, 210, 230),
 }
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
-SIZES: dict[str, int] = {"large": 12, "small": 7}
+SIZES: dict[str, int] = {"large": 11, "small": 7}
 SHAPES = ("circle", "square", "triangle")
 RELATIONS = ("left of", "right of", "above", "below")
 
@@ -149,18 +151,18 @@ def relation_holds(relation: str, first: tuple[float, float], second: tuple[floa
 
 
 def _layouts(rng: np.random.Generator, sides: np.ndarray) -> np.ndarray:
-    """Corners [N, 3, 2] (x, y) of boxes with `sides` [N, 3], in the picture and a pixel or more apart; 0 is no box."""
+    """Corners [N, 3, 2] (x, y) of boxes with `sides` [N, 3], inside the picture and apart; side 0 is no box."""
     corners = np.zeros((*sides.shape, 2), dtype=np.int64)
     open_rows = np.arange(len(sides))
     proposals = 24
     while len(open_rows):
         side = sides[open_rows, None, :, None]
-        proposed = rng.integers(0, IMAGE_SIZE - side + 1, size=(len(open_rows), proposals, MAX_OBJECTS, 2))
+        places = (IMAGE_SIZE - side) // CELL + 1
+        proposed = CELL * rng.integers(0, places, size=(len(open_rows), proposals, MAX_OBJECTS, 2))
         valid = np.ones(proposed.shape[:2], dtype=bool)
         for i, j in ((0, 1), (0, 2), (1, 2)):
-            gap = np.maximum(
-                proposed[:, :, j] - proposed[:, :, i] - side[:, :, i], proposed[:, :, i] - proposed[:, :, j] - side[:, :, j]
-            ).max(-1)
+            ahead = proposed[:, :, j] - proposed[:, :, i]
+            gap = np.maximum(ahead - side[:, :, i], -ahead - side[:, :, j]).max(-1)
             absent = (side[:, :, i, 0] == 0) | (side[:, :, j, 0] == 0)
             valid &= absent | (gap >= 1)
         found = valid.any(1)
@@ -196,7 +198,7 @@ def _draw(rng: np.random.Generator, count: int) -> Iterator[tuple[Scene, np.ndar
 
 
 def render(scene: Scene, corners: np.ndarray) -> np.ndarray:
-    """uint8-valued float32 picture [32, 32, 3] of a fully specified scene, object k with its box at `corners[k]` (x, y)."""
+    """float32 picture [32, 32, 3] in 0 to 255 of a fully specified scene; `corners` [objects, 2] are (x, y)."""
     if scene.background is None or any(item.size is None for item in scene.objects):
         raise ValueError("a scene must name its background and every size to be drawn")
     picture = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)

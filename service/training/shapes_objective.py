@@ -47,7 +47,7 @@ def noise_images(images: Tensor, t: Tensor, generator: torch.Generator) -> tuple
 
 def sample_velocity_times(count: int, generator: torch.Generator) -> Tensor:
     """[count] logit-normal times (arXiv 2403.03206) that lean to noise, where the layout is decided."""
-    return torch.sigmoid(0.8 + 1.0 * torch.randn(count, generator=generator))
+    return torch.sigmoid(0.9 + torch.randn(count, generator=generator))
 
 
 def velocity_loss(network: nn.Module, batch: TrainingBatch, dropout: float, generator: torch.Generator) -> Tensor:

@@ -29,7 +29,8 @@ class ShapesModel:
     def load(cls, folder: Path) -> ShapesModel:
         """From a model folder; the weights are widened to float32."""
         network = FlowTransformer(FlowTransformerConfig.from_json(json.loads((folder / "config.json").read_text())))
-        network.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+        weights = load_file(folder / "model.safetensors")
+        network.load_state_dict({name: value.float() for name, value in weights.items()})
         return cls(network.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")))
 
     @torch.no_grad()

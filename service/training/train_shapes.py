@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from tokenizers import Tokenizer
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
@@ -23,8 +22,8 @@ from service.training.evaluate_shapes import quick_accuracy
 from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.progress import TrainingProgress
 from service.training.scenes import Scene, draw_scenes
-from service.training.shapes_sampling import ShapesModel
 from service.training.shapes_objective import TrainingBatch, flow_map_loss, velocity_loss
+from service.training.shapes_sampling import ShapesModel
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,8 @@ class ShapesTrainer:
 
     def _flow_map_optimizer(self) -> SplitOptimizer:
         options = self.options
-        schedule = Schedule(options.flow_map_steps, warmup_steps=min(20, options.flow_map_steps // 10), decay_fraction=0.5)
+        warmup_steps = min(20, options.flow_map_steps // 10)
+        schedule = Schedule(options.flow_map_steps, warmup_steps, decay_fraction=0.5)
         return SplitOptimizer(
             self.network,
             schedule,

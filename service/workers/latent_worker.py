@@ -10,15 +10,21 @@ from torch import Tensor
 from kernels.philox import normal
 from kernels.sampler_update import sampler_update
 from service.models.flow_transformer import FlowTransformer
-from service.workers.paged_cache import BlockPool
+from service.workers.block_pool import BlockPool
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE
 from service.workers.types import LatentMove, LatentOutcome, Picture, RowError
 
 
 class LatentWorker:
-    """One network's weights, and the latents of its requests: x, h1, h2 float32 [slots, 3, C, H, W], reserved at start."""
+    """One network's weights, and the latents of its requests: x, h1, h2 float32 [slots, 3, C, H, W], reserved at start.
 
-    def __init__(self, network: FlowTransformer, pool: BlockPool, device: torch.device) -> None:
+    With `batch_invariant` every row is evaluated alone, so that no bit of it depends on the batch.
+    """
+
+    def __init__(
+        self, network: FlowTransformer, pool: BlockPool, device: torch.device, batch_invariant: bool = False
+    ) -> None:
+        self._batch_invariant = batch_invariant
         config = network.config
         self.network = network
         self.device = device
@@ -71,6 +77,8 @@ class LatentWorker:
         inputs = [(move, move.caption) for move in moves] + [(moves[i], moves[i].negative or null) for i in paired]
         index = torch.tensor(list(range(len(moves))) + paired, device=self.device)
         length = max(len(text) for _, text in inputs)
+        if self._batch_invariant:
+            length = self.network.config.max_text_tokens
         pad = self.network.config.pad_token_id
         text = torch.tensor([ids + [pad] * (length - len(ids)) for _, ids in inputs], device=self.device)
         t = torch.tensor([move.row.t for move, _ in inputs], device=self.device)
@@ -80,7 +88,11 @@ class LatentWorker:
         scale = torch.tensor(
             [move.row.guidance if move.row.takes_target else 1.0 for move, _ in inputs], device=self.device
         )
-        out = self.network(x[index], t, s, scale, text).float()
+        if self._batch_invariant:
+            rows = [self.network(*(column[i : i + 1] for column in (x[index], t, s, scale, text))) for i in range(len(t))]
+            out = torch.cat(rows).float()
+        else:
+            out = self.network(x[index], t, s, scale, text).float()
         f = out[: len(moves)]
         if paired:
             f = f.clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups
@@ -12,7 +13,9 @@ from kernels.philox import uniform
 from kernels.token_sampling import draw_tokens
 from service.models.decoder import Decoder
 from service.procedures.types import Reading, TokenRow
-from service.workers.paged_cache import BlockPool, PagedCache
+from service.workers.batch_invariant import TILE, make_batch_invariant
+from service.workers.block_pool import BlockPool
+from service.workers.paged_cache import PagedCache
 from service.workers.purposes import TOKEN_DRAW
 from service.workers.types import RowError, TokenMove, TokenOutcome
 
@@ -36,9 +39,17 @@ class PagedAttention:
 
 
 class TokenWorker:
-    """One decoder's weights and cache on one device. `never` are token ids that must not be produced."""
+    """One decoder's weights and cache on one device.
 
-    def __init__(self, network: Decoder, pool: BlockPool, device: torch.device, never: Sequence[int] = ()) -> None:
+    `never` are token ids that must not be produced. With `batch_invariant` every number is computed in an order that
+    depends on its own request alone: tiled matrix products, and causal queries that attend one by one, so that neither
+    the batch nor a chunked prefill changes a bit. The weights' layers are changed in place.
+    """
+
+    def __init__(
+        self, network: Decoder, pool: BlockPool, device: torch.device, never: Sequence[int] = (),
+        batch_invariant: bool = False,
+    ) -> None:  # fmt: skip
         config = network.config
         self.network = network
         self.device = device
@@ -47,6 +58,9 @@ class TokenWorker:
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, pool,
             next(network.parameters()).dtype, device,
         )  # fmt: skip
+        self._batch_invariant = batch_invariant
+        if batch_invariant:
+            make_batch_invariant(network)
         self._never = torch.tensor(list(never), dtype=torch.int64, device=device)
 
     @torch.inference_mode()
@@ -60,27 +74,45 @@ class TokenWorker:
         for move in moves:
             for row in move.rows:
                 stop = row.start + len(row.tokens)
-                slots = self.cache.slots(move.blocks, self._first(row), stop)
-                plans.append(
-                    Plan(len(tokens), len(row.tokens), row.start, self._first(row), slots, row.mode == "block")
-                )
+                first = self._first(row.start)
+                slots = self.cache.slots(move.blocks, first, stop)
+                plan = Plan(len(tokens), len(row.tokens), row.start, first, slots, row.mode == "block")
+                plans += self._single_queries(plan) if self._batch_invariant and row.mode == "causal" else [plan]
                 written.append(slots[len(slots) - len(row.tokens) :])
                 if row is move.rows[-1]:
                     wanted.extend(len(tokens) + offset for offset in row.wanted)
                 tokens.extend(row.tokens)
                 positions.extend(range(row.start, stop))
-        groups = plan_groups(plans, self.network.config.sliding_window, self.device)
+        window = self.network.config.sliding_window
+        sets = [[plan] for plan in plans] if self._batch_invariant else [plans]
+        groups = [group for some in sets for group in plan_groups(some, window, self.device)]
         attention = PagedAttention(self.cache, torch.cat(written).to(self.device), groups)
         hidden = self.network.hidden(self._long(tokens), self._long(positions), attention)
         if not wanted:
             return [[] for _ in moves]
-        logits = self.network.logits(hidden[self._long(wanted)])
+        logits = self._logits(hidden[self._long(wanted)])
         return self._read(moves, logits)
 
-    def _first(self, row: TokenRow) -> int:
-        """The first position that any query of the row can see."""
+    def _first(self, start: int) -> int:
+        """The first position that a query at `start` can see."""
         window = self.network.config.sliding_window
-        return 0 if window is None else max(0, row.start - window + 1)
+        return 0 if window is None else max(0, start - window + 1)
+
+    def _single_queries(self, plan: Plan) -> list[Plan]:
+        """The same causal row, every query of it a row of its own."""
+        rows = []
+        for i in range(plan.queries):
+            position = plan.start + i
+            first = self._first(position)
+            slots = plan.slots[first - plan.first : position + 1 - plan.first]
+            rows.append(Plan(plan.offset + i, 1, position, first, slots, False))
+        return rows
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if not self._batch_invariant:
+            return self.network.logits(hidden)
+        padded = F.pad(hidden, (0, 0, 0, -len(hidden) % TILE))
+        return torch.cat([self.network.logits(tile) for tile in padded.split(TILE)])[: len(hidden)]
 
     def _long(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

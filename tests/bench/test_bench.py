@@ -146,6 +146,11 @@ def test_a_server_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str
     assert "stride bench:" in capsys.readouterr().err
 
 
+def test_a_server_that_cannot_start_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--requests", "1", "--serve-args=--no-such-flag") == 1
+    assert "ended with status 2 before it was ready" in capsys.readouterr().err
+
+
 def test_a_seed_gives_the_same_requests_at_any_rate() -> None:
     closed, slow, fast = (make_workload(MIX, 50, 7, rate) for rate in (None, 1.0, 100.0))
     assert [job.body for job in closed] == [job.body for job in slow] == [job.body for job in fast]

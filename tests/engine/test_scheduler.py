@@ -6,7 +6,7 @@ from service.engine.cost import ForwardCost
 from service.engine.messages import ImageWork, ModelCard, Submit, TextWork
 from service.engine.request import ImageRequest, TextRequest
 from service.engine.scheduler import Lane, Limits, Scheduler
-from service.workers.paged_cache import BlockPool
+from service.workers.block_pool import BlockPool
 
 TEXT = ModelCard("text", "text", "", [], False, [], "", 0, 300, 512)
 IMAGE = ModelCard("image", "image", "", [], True, [], "", 0, 300, 512)

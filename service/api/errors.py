@@ -1,0 +1,129 @@
+"""Every error in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from service.engine.client import EngineUnavailable, QueueFull
+from service.engine.messages import Failed
+from service.engine.validation import InvalidField
+
+log = logging.getLogger("stride.api")
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """What every status of 400 and above carries."""
+
+    error: ErrorDetail
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "Bad input; `param` names the field",
+        401: "Missing or wrong API key",
+        404: "Unknown model",
+        413: "The body is too large",
+        429: "The queue is full; see `Retry-After`",
+        503: "The engine is away; see `Retry-After`",
+        504: "The deadline passed in the queue",
+    }.items()
+}
+
+
+class ApiError(Exception):
+    """An answer other than success."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    @classmethod
+    def from_failure(cls, failed: Failed) -> ApiError:
+        return cls(failed.status, failed.message, failed.param, failed.code)
+
+    def body(self) -> dict[str, Any]:
+        kind = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": "1"} if self.status in (429, 503) else {}
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def not_supported(param: str, instead: str = "") -> ApiError:
+    return ApiError(400, f"{param} is not supported{'; ' + instead if instead else ''}", param, "not_supported")
+
+
+def install_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(InvalidField)
+    async def invalid_field(_: Request, error: InvalidField) -> JSONResponse:
+        return ApiError(400, str(error), error.param, "invalid_value").response()
+
+    @app.exception_handler(EngineUnavailable)
+    async def unavailable(_: Request, error: EngineUnavailable) -> JSONResponse:
+        return ApiError(503, str(error), None, "engine_unavailable").response()
+
+    @app.exception_handler(QueueFull)
+    async def queue_full(_: Request, error: QueueFull) -> JSONResponse:
+        return ApiError(429, f"the queue is full: {error}", None, "queue_full").response()
+
+    @app.exception_handler(RequestValidationError)
+    async def validation(_: Request, error: RequestValidationError) -> JSONResponse:
+        problem = error.errors()[0]
+        place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
+        if problem["type"] in ("json_invalid", "json_type"):
+            return ApiError(400, f"the body is not JSON: {problem['msg']}", None, "invalid_json").response()
+        names = [part for part in place if not any(c in part for c in "[(") and not _is_type_name(part)]
+        given = _shown(problem.get("input"))
+        code = "missing_field" if problem["type"] == "missing" else "invalid_value"
+        if problem["type"] == "extra_forbidden":
+            code, given = "unknown_field", ""
+        message = f"{'.'.join(names) or 'the body'}: {problem['msg']}{given if code == 'invalid_value' else ''}"
+        return ApiError(400, message, ".".join(names) or None, code).response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        response = ApiError(error.status_code, message, None, None).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        log.exception("a defect: unhandled %s", type(error).__name__, exc_info=error)
+        return ApiError(500, "an unexpected error; the server's log has the details", None, "internal_error").response()
+
+
+def _is_type_name(part: str) -> bool:
+    """Members of a union that pydantic puts into the location of an error."""
+    return part in ("str", "int", "float", "bool", "dict", "list", "ProcedureChoice")
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return f" (given: {text if len(text) <= 80 else text[:77] + '...'})"

@@ -1,0 +1,147 @@
+"""POST /v1/generate: every model, every procedure, all that the engine can tell."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from service.api import sse
+from service.api.errors import RESPONSES, ApiError
+from service.api.pictures import encoded
+from service.api.preparing import check_n, image_work, prompt_tokens, text_work
+from service.api.running import Job, total, unless_gone
+from service.api.schemas import GenerateBody
+from service.api.service_state import Service, ServiceDep
+from service.api.text_output import TextOutput
+from service.engine.messages import Done, ImageWork, ModelCard, Preview, Revision, TextWork, Tokens
+from service.engine.validation import InvalidField, procedure_parameters
+
+router = APIRouter(tags=["Stride"], responses=RESPONSES)
+MASK = "▁"
+
+
+class Generation:
+    """One /v1/generate request and what it has so far."""
+
+    def __init__(self, service: Service, job: Job, body: GenerateBody) -> None:
+        self.job = job
+        self.codec = service.codec(job.card.folder)
+        self.texts = [TextOutput(job, i, self.codec, body.stops()) for i in range(body.n)]
+        self.done: dict[int, Done] = {}
+
+    async def answer(self) -> dict[str, Any]:
+        """The object of the unstreamed answer, and of `done`."""
+        outputs = []
+        for index, seed in enumerate(self.job.seeds):
+            done = self.done[index]
+            output: dict[str, Any] = {"index": index, "seed": seed}
+            if self.job.card.kind == "text":
+                text = self.texts[index]
+                output |= {"finish_reason": text.finish_reason, "text": text.text, "token_ids": text.token_ids}
+            else:
+                picture = await encoded(done) if done.rgb else None
+                output |= {
+                    "finish_reason": done.finish_reason, "image": picture, "width": done.width, "height": done.height,
+                }  # fmt: skip
+            outputs.append(output)
+        return {
+            "id": self.job.id,
+            "model": self.job.card.name,
+            "procedure": {"name": self.job.procedure, **self.job.parameters},
+            "outputs": outputs,
+            "usage": total([self.done[i].usage for i in sorted(self.done)]),
+        }
+
+    async def whole(self) -> dict[str, Any]:
+        async for item in self.job.events():
+            if item is not None:
+                self._take(*item)
+        return await self.answer()
+
+    def _take(self, index: int, event: Any) -> tuple[str, list[int]]:
+        if isinstance(event, Done):
+            self.done[index] = event
+        if isinstance(event, Tokens | Done) and self.job.card.kind == "text":
+            return self.texts[index].feed(event)
+        return "", []
+
+    async def events(self) -> AsyncIterator[str]:
+        try:
+            async for item in self.job.events():
+                if item is None:
+                    yield sse.KEEP_ALIVE
+                    continue
+                index, event = item
+                text, tokens = self._take(index, event)
+                if text or tokens:
+                    yield sse.event({"index": index, "text": text, "token_ids": tokens}, "token")
+                if isinstance(event, Revision):
+                    yield sse.event({"index": index, **self._canvas(event)}, "revision")
+                elif isinstance(event, Preview):
+                    where = {"index": index, "step": event.step, "steps": event.steps, "t": event.t}
+                    yield sse.event({**where, "image": await encoded(event)}, "preview")
+            yield sse.event(await self.answer(), "done")
+        except ApiError as error:
+            yield sse.event(error.body(), "error")
+        finally:
+            self.job.cancel()
+
+    def _canvas(self, revision: Revision) -> dict[str, Any]:
+        """Absolute positions that are set, their token ids, and the canvas as text with a sign for what is masked."""
+        known = [(i, token) for i, token in enumerate(revision.token_ids) if token is not None]
+        text, run = "", list[int]()
+        for token in [*revision.token_ids, None]:
+            if token is not None:
+                run.append(token)
+                continue
+            text += self.codec.decode(run) + MASK
+            run = []
+        return {
+            "start": revision.start,
+            "length": len(revision.token_ids),
+            "positions": [revision.start + i for i, _ in known],
+            "token_ids": [token for _, token in known],
+            "text": text[: -len(MASK)],
+        }
+
+
+@router.post("/v1/generate", summary="Run any model with any procedure")
+async def generate(body: GenerateBody, request: Request, service: ServiceDep) -> Response:
+    """Streams `token`, `revision` (a provisional canvas), `preview` (a picture under refinement), `done` and `error`."""
+    card = service.card(body.model)
+    check_n(service, body.n)
+    work = _text(service, card, body) if card.kind == "text" else _image(service, card, body)
+    procedure, parameters = procedure_parameters(card, body.choice())
+    job = Job(service, request.state.id, card, procedure, parameters)
+    job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)  # type: ignore[arg-type]
+    generation = Generation(service, job, body)
+    if body.stream:
+        return sse.stream(generation.events())
+    return JSONResponse(await unless_gone(request, job, generation.whole()))
+
+
+def _text(service: Service, card: ModelCard, body: GenerateBody) -> TextWork:
+    for name in ("size", "negative_prompt"):
+        if getattr(body, name) is not None:
+            raise InvalidField(name, f"{name} is for image models; {card.name} makes text")
+    if body.preview_every:
+        raise InvalidField("preview_every", f"preview_every is for image models; {card.name} makes text")
+    if (body.prompt is None) == (body.input_tokens is None):
+        raise InvalidField("prompt", "give either prompt or input_tokens")
+    prompt: str | list[int] = body.prompt if body.prompt is not None else body.input_tokens or []
+    param = "prompt" if body.prompt is not None else "input_tokens"
+    return text_work(card, body, prompt_tokens(service, card, prompt, param), body.max_tokens, "max_tokens", body.stream)
+
+
+def _image(service: Service, card: ModelCard, body: GenerateBody) -> ImageWork:
+    given = body.model_fields_set
+    for name in ("input_tokens", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+                 "min_tokens", "ignore_eos", "stop_token_ids", "stop"):  # fmt: skip
+        if name in given:
+            raise InvalidField(name, f"{name} is for text models; {card.name} makes pictures")
+    if body.prompt is None:
+        raise InvalidField("prompt", "prompt is missing")
+    return image_work(service, card, body.prompt, body.negative_prompt, body.size, body.preview_every)

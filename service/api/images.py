@@ -1,0 +1,95 @@
+"""POST /v1/images/generations, as OpenAI's clients expect it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from service.api import sse
+from service.api.errors import RESPONSES, ApiError
+from service.api.pictures import encoded
+from service.api.preparing import check_n, image_parameters, image_work
+from service.api.running import Job, total, unless_gone
+from service.api.schemas import ImageBody
+from service.api.service_state import ServiceDep
+from service.engine.messages import Done, Preview, Usage
+from service.engine.validation import procedure_parameters
+
+router = APIRouter(tags=["OpenAI"], responses=RESPONSES)
+
+
+@router.post("/v1/images/generations", summary="Draw a picture")
+async def generations(body: ImageBody, request: Request, service: ServiceDep) -> Response:
+    """OpenAI's image generation. With `stream`, `partial_images` of the unfinished picture come before the last one:
+    the model's estimate at that point of the refinement."""
+    card = service.card(body.model, "image")
+    check_n(service, body.n)
+    if body.partial_images and not body.stream:
+        raise ApiError(400, "partial_images needs stream: true", "partial_images", "invalid_value")
+    choice = image_parameters(body.choice(), body.num_inference_steps, body.guidance_scale, card.default_procedure)
+    procedure, parameters = procedure_parameters(card, choice)
+    every = _preview_every(parameters["steps"], procedure, body.partial_images)
+    work = image_work(service, card, body.prompt, body.negative_prompt, body.size, every)
+    job = Job(service, request.state.id, card, procedure, parameters)
+    job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)
+    if body.stream:
+        return sse.stream(_events(job, body, f"{work.width}x{work.height}"))
+    return JSONResponse(await unless_gone(request, job, _whole(job, body)))
+
+
+def _preview_every(steps: int, procedure: str, wanted: int) -> int:
+    """Rows between previews so that at least `wanted` come before the last row, as far as there are rows."""
+    if wanted == 0:
+        return 0
+    rows = 2 * steps - 1 if procedure == "heun" else steps
+    return max(1, rows // (wanted + 1))
+
+
+async def _whole(job: Job, body: ImageBody) -> dict[str, Any]:
+    done: dict[int, Done] = {}
+    async for item in job.events():
+        if item is not None and isinstance(item[1], Done):
+            done[item[0]] = item[1]
+    data = [{"b64_json": await encoded(done[i], body.output_format), "seed": job.seeds[i]} for i in sorted(done)]
+    return {
+        "created": int(time.time()),
+        "data": data,
+        "output_format": body.output_format,
+        "size": f"{done[0].width}x{done[0].height}",
+        "usage": _usage([done[i].usage for i in sorted(done)]),
+    }
+
+
+def _usage(usages: list[Usage]) -> dict[str, Any]:
+    """OpenAI's names are there for its clients: no tokens are produced by refining a picture."""
+    return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, **total(usages)}
+
+
+async def _events(job: Job, body: ImageBody, size: str) -> AsyncIterator[str]:
+    sent: dict[int, int] = {}
+    common = {"output_format": body.output_format, "size": size, "quality": "auto", "background": "opaque"}
+    try:
+        async for item in job.events():
+            if item is None:
+                yield sse.KEEP_ALIVE
+                continue
+            index, event = item
+            head = {**common, "created_at": int(time.time()), "index": index}
+            if isinstance(event, Preview) and sent.get(index, 0) < body.partial_images:
+                number = sent.get(index, 0)
+                sent[index] = number + 1
+                kind = "image_generation.partial_image"
+                picture = await encoded(event, body.output_format)
+                yield sse.event({"type": kind, "b64_json": picture, "partial_image_index": number, **head}, kind)
+            elif isinstance(event, Done) and event.rgb:
+                kind = "image_generation.completed"
+                picture = await encoded(event, body.output_format)
+                yield sse.event({"type": kind, "b64_json": picture, "usage": _usage([event.usage]), **head}, kind)
+    except ApiError as error:
+        yield sse.event({"type": "error", **error.body()}, "error")
+    finally:
+        job.cancel()

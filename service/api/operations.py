@@ -1,0 +1,100 @@
+"""What is served, tokenisation, cancelling, health and metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from service.api.errors import RESPONSES, ApiError
+from service.api.schemas import DetokenizeBody, TokenizeBody
+from service.api.service_state import ServiceDep
+from service.engine.messages import ModelCard
+from service.engine.validation import InvalidField
+
+router = APIRouter()
+LANDING = Path(__file__).parent / "static" / "index.html"
+
+
+def _entry(card: ModelCard) -> dict[str, Any]:
+    fields = msgspec.to_builtins(card)
+    for private in ("folder", "name"):
+        fields.pop(private)
+    fields["sizes"] = [f"{width}x{height}" for width, height in card.sizes]
+    return {"id": card.name, "object": "model", "created": 0, "owned_by": "stride", **fields}
+
+
+@router.get("/v1/models", tags=["Catalogue"], responses=RESPONSES, summary="The models that are served")
+async def models(service: ServiceDep) -> dict[str, Any]:
+    return {"object": "list", "data": [_entry(card) for card in service.client.models.values()]}
+
+
+@router.get("/v1/models/{name}", tags=["Catalogue"], responses=RESPONSES, summary="One model")
+async def model(name: str, service: ServiceDep) -> dict[str, Any]:
+    return _entry(service.card(name))
+
+
+@router.get("/v1/procedures", tags=["Catalogue"], summary="Every procedure, its parameters, and the models it runs on")
+async def procedures(service: ServiceDep) -> dict[str, Any]:
+    cards = service.client.models.values()
+    return {
+        "object": "list",
+        "data": [
+            {**msgspec.to_builtins(p), "models": [card.name for card in cards if p.name in card.procedures]}
+            for p in service.client.procedures()
+        ],
+    }
+
+
+@router.post("/v1/tokenize", tags=["Tokens"], responses=RESPONSES, summary="Text to token ids")
+async def tokenize(body: TokenizeBody, service: ServiceDep) -> dict[str, Any]:
+    card = service.card(body.model)
+    tokens = service.codec(card.folder).encode(body.prompt)
+    return {"tokens": tokens, "count": len(tokens), "max_model_len": card.max_model_len}
+
+
+@router.post("/v1/detokenize", tags=["Tokens"], responses=RESPONSES, summary="Token ids to text")
+async def detokenize(body: DetokenizeBody, service: ServiceDep) -> dict[str, Any]:
+    card = service.card(body.model)
+    beyond = next((token for token in body.tokens if token >= card.vocab_size), None)
+    if beyond is not None:
+        raise InvalidField("tokens", f"token {beyond} is outside the vocabulary of {card.name}")
+    return {"prompt": service.codec(card.folder).decode(body.tokens)}
+
+
+@router.delete("/v1/requests/{request_id:path}", tags=["Stride"], responses=RESPONSES, summary="Cancel a request")
+async def cancel(request_id: str, service: ServiceDep) -> dict[str, Any]:
+    """The id is the answer's `id` (and the `X-Request-Id` header), or `<id>/<index>` for one output."""
+    names = service.running.get(request_id, [request_id])
+    if not any([service.client.finish(name) for name in names]):
+        raise ApiError(404, f"no request {request_id!r} is running", "id", "request_not_found")
+    return {"id": request_id, "cancelled": True}
+
+
+@router.get("/health/live", tags=["Operations"], summary="The front end is up")
+async def live() -> dict[str, str]:
+    return {"status": "live"}
+
+
+@router.get("/health/ready", tags=["Operations"], summary="The engine answers and the models are loaded")
+@router.get("/health", tags=["Operations"], summary="The same as /health/ready")
+async def ready(service: ServiceDep) -> JSONResponse:
+    if service.client.ready:
+        return JSONResponse({"status": "ready", "models": list(service.client.models)})
+    reason = service.client.failure or "the engine is starting"
+    error = ApiError(503, reason, None, "engine_unavailable")
+    return error.response()
+
+
+@router.get("/metrics", tags=["Operations"], summary="Prometheus metrics", response_class=Response)
+async def metrics(service: ServiceDep) -> Response:
+    service.metrics.engine(service.client.ready, service.client.restarts)
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/", include_in_schema=False)
+async def landing() -> HTMLResponse:
+    return HTMLResponse(LANDING.read_text())

@@ -1,0 +1,97 @@
+"""From a checked body to the engine's work: prompts, sampling, sizes, limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.api.errors import ApiError
+from service.api.schemas import SamplingFields
+from service.api.service_state import Service
+from service.engine.messages import ImageWork, ModelCard, Sampling, TextWork
+from service.engine.validation import InvalidField
+
+
+def prompt_tokens(service: Service, card: ModelCard, prompt: str | list[int], param: str = "prompt") -> list[int]:
+    """Token ids of a prompt. Raises InvalidField when it is empty, unknown to the model, or longer than its context."""
+    tokens = service.codec(card.folder).encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if not tokens:
+        raise InvalidField(param, f"{param} must not be empty")
+    beyond = next((token for token in tokens if token >= card.vocab_size), None)
+    if beyond is not None:
+        raise InvalidField(param, f"token {beyond} is outside the vocabulary of {card.name} ({card.vocab_size} tokens)")
+    if len(tokens) >= card.max_model_len:
+        raise InvalidField(
+            param, f"{param} has {len(tokens)} tokens; {card.name} takes at most {card.max_model_len - 1} and one to generate"
+        )
+    return tokens
+
+
+def text_work(
+    card: ModelCard, body: SamplingFields, prompt: list[int], max_tokens: int | None, param: str, revisions: bool = False
+) -> TextWork:
+    """Raises InvalidField when prompt and max_tokens together exceed the context."""
+    room = card.max_model_len - len(prompt)
+    if max_tokens is not None and max_tokens > room:
+        raise InvalidField(
+            param, f"{param} {max_tokens} and a prompt of {len(prompt)} tokens exceed the context of {card.max_model_len}"
+        )
+    limit = room if max_tokens is None else max_tokens
+    if body.min_tokens > limit:
+        raise InvalidField("min_tokens", f"min_tokens {body.min_tokens} exceeds the limit of {limit} tokens")
+    wrong = next((token for token in body.stop_token_ids if token >= card.vocab_size), None)
+    if wrong is not None:
+        raise InvalidField("stop_token_ids", f"token {wrong} is outside the vocabulary of {card.name}")
+    sampling = Sampling(
+        float(body.temperature), max(body.top_k, 0), float(body.top_p), float(body.min_p), float(body.repetition_penalty)
+    )
+    return TextWork(prompt, limit, sampling, body.stop_token_ids, body.min_tokens, body.ignore_eos, revisions)
+
+
+def image_work(
+    service: Service, card: ModelCard, prompt: str, negative: str | None, size: str | None, preview_every: int
+) -> ImageWork:
+    """Raises InvalidField for a size that the model cannot make, or words that it does not know."""
+    allowed = {f"{width}x{height}": (width, height) for width, height in card.sizes}
+    if size in (None, "auto"):
+        size = next(iter(allowed))
+    if size not in allowed:
+        raise InvalidField("size", f"{card.name} cannot make {size!r}; it makes: {', '.join(allowed)}")
+    width, height = allowed[size]
+    caption = _caption(service, card, prompt, "prompt")
+    unwanted = _caption(service, card, negative, "negative_prompt") if negative else []
+    return ImageWork(caption, width, height, unwanted, preview_every)
+
+
+def image_parameters(
+    choice: dict[str, Any] | None, steps: int | None, guidance: float | None, default: str
+) -> dict[str, Any]:
+    """The procedure with diffusers' names for its parameters folded in. Raises InvalidField when both disagree."""
+    out = {"name": default, **(choice or {})}
+    for param, name, value in (("num_inference_steps", "steps", steps), ("guidance_scale", "guidance", guidance)):
+        if value is None:
+            continue
+        if name in out and out[name] != value:
+            raise InvalidField(param, f"{param} {value} contradicts procedure.{name} {out[name]}")
+        out[name] = value
+    return out
+
+
+def _caption(service: Service, card: ModelCard, text: str, param: str) -> list[int]:
+    codec = service.codec(card.folder)
+    tokens = codec.encode(text)
+    if not tokens:
+        raise InvalidField(param, f"{param} must not be empty")
+    unknown = codec.tokenizer.token_to_id("<unk>")
+    if unknown in tokens:
+        words = [word for word in text.split() if unknown in codec.encode(word)]
+        known = sorted(word for word in codec.tokenizer.get_vocab() if not word.startswith("<"))
+        listing = f"; it knows: {', '.join(known)}" if len(known) <= 100 else ""
+        raise InvalidField(param, f"{card.name} does not know {', '.join(map(repr, words[:5])) or 'a word'}{listing}")
+    if len(tokens) > card.max_model_len:
+        raise InvalidField(param, f"{param} has {len(tokens)} tokens; {card.name} takes at most {card.max_model_len}")
+    return tokens
+
+
+def check_n(service: Service, n: int) -> None:
+    if n > service.settings.max_n:
+        raise ApiError(400, f"n {n} is more than this server allows ({service.settings.max_n})", "n", "invalid_value")

@@ -1,0 +1,136 @@
+"""A client's request in flight: its outputs in the engine, their events as one stream, and what happens when it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from service.api.errors import ApiError
+from service.api.service_state import Service
+from service.engine.client import Event
+from service.engine.messages import Done, Failed, ImageWork, ModelCard, Submit, TextWork, Tokens, Usage
+
+T = TypeVar("T")
+KEEP_ALIVE_SECONDS = 15.0
+
+
+class Job:
+    """n outputs of one request. Output i is `<id>/<i>` in the engine and has seed + i."""
+
+    def __init__(
+        self, service: Service, request_id: str, card: ModelCard, procedure: str, parameters: dict[str, Any]
+    ) -> None:
+        self.id = request_id
+        self.card = card
+        self.procedure = procedure
+        self.parameters = parameters
+        self.seeds: list[int] = []
+        self._service = service
+        self._open: set[str] = set()
+        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._last_token: dict[int, float] = {}
+
+    def start(
+        self, works: list[TextWork] | list[ImageWork], seed: int, priority: int, deadline_ms: float | None
+    ) -> None:
+        """Hand all outputs to the engine. Raises QueueFull or EngineUnavailable, and then none is there."""
+        now = time.monotonic()
+        deadline = None if deadline_ms is None else now + deadline_ms / 1000
+        self.seeds = [(seed + i) % 2**63 for i in range(len(works))]
+        submits = [
+            Submit(
+                f"{self.id}/{i}", self.card.name, self.procedure, self.parameters, self.seeds[i], work, now, priority, deadline
+            )
+            for i, work in enumerate(works)
+        ]
+        streams = self._service.client.submit(submits)
+        self._open = {stream.id for stream in streams}
+        self._service.running[self.id] = [stream.id for stream in streams]
+        self._tasks = [asyncio.create_task(self._pump(i, stream)) for i, stream in enumerate(streams)]
+
+    async def _pump(self, index: int, stream: Any) -> None:
+        async for event in stream:
+            self._count(index, event)
+            if isinstance(event, Done | Failed):
+                self._open.discard(stream.id)
+                if not self._open:
+                    self._service.running.pop(self.id, None)
+            self._queue.put_nowait((index, event))
+
+    def _count(self, index: int, event: Event) -> None:
+        metrics, model = self._service.metrics, self.card.name
+        if isinstance(event, Tokens):
+            now = time.monotonic()
+            before = self._last_token.get(index)
+            self._last_token[index] = now
+            metrics.committed(model, len(event.token_ids), None if before is None else now - before)
+        elif isinstance(event, Done):
+            metrics.ended(model, self.procedure, event.finish_reason, event.usage, bool(event.rgb))
+        elif isinstance(event, Failed):
+            metrics.ended(model, self.procedure, "error", None, False)
+
+    async def events(self) -> AsyncIterator[tuple[int, Event] | None]:
+        """Events of all outputs until each has had its Done; None when nothing came for 15 s.
+
+        Raises ApiError when an output failed, and ends the others.
+        """
+        ended = 0
+        while ended < len(self._tasks):
+            try:
+                index, event = await asyncio.wait_for(self._queue.get(), KEEP_ALIVE_SECONDS)
+            except TimeoutError:
+                yield None
+                continue
+            if isinstance(event, Failed):
+                self.cancel()
+                raise ApiError.from_failure(event)
+            ended += isinstance(event, Done)
+            yield index, event
+
+    def stop(self, index: int) -> None:
+        """A stop string was seen in this output."""
+        self._service.client.finish(f"{self.id}/{index}", "stop")
+
+    def cancel(self) -> None:
+        """End whatever of this is still in the engine."""
+        for name in self._open:
+            self._service.client.finish(name)
+
+
+async def unless_gone(request: Request, job: Job, answer: Awaitable[T]) -> T:
+    """The answer, raced against the client's disconnect, which cancels the job. Raises ApiError 499 then."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ApiError(499, "the client went away", None, "client_closed_request")
+    finally:
+        leaving.cancel()
+        if not work.done():
+            work.cancel()
+        job.cancel()
+
+
+def total(usages: list[Usage]) -> dict[str, Any]:
+    """Usage of a request with several outputs: counts are added, seconds are the longest; what does not apply is left out."""
+    out: dict[str, Any] = {}
+    for name in Usage.__struct_fields__:
+        values = [value for usage in usages if (value := getattr(usage, name)) is not None]
+        if values:
+            out[name] = max(values) if name.endswith("_seconds") else sum(values)
+    if "prompt_tokens" in out:
+        out["prompt_tokens"] = usages[0].prompt_tokens
+    if out.get("forwards") and "generated_tokens" in out:
+        out["tokens_per_forward"] = out["generated_tokens"] / out["forwards"]
+    return out

@@ -1,0 +1,45 @@
+"""Matrix products whose every row has the same bits whatever else is in the batch.
+
+A matrix library chooses its kernel, and with it the order of its sums, by the shape of the whole product. Here every
+product has one shape: tiles of TILE rows, the last one padded. Compare He et al., "Defeating Nondeterminism in LLM
+Inference" (2025).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from service.models.decoder import FeedForward
+
+TILE = 8
+
+
+def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [N, in] -> [N, out], in products of exactly TILE rows."""
+    padded = F.pad(x, (0, 0, 0, -len(x) % TILE))
+    return torch.cat([F.linear(tile, weight, bias) for tile in padded.split(TILE)])[: len(x)]
+
+
+class TiledLinear(nn.Linear):
+    """A linear layer of packed tokens that computes in tiles."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tiled_linear(x, self.weight, self.bias)
+
+
+class TiledFeedForward(FeedForward):
+    """A feed-forward layer in tiles: vectorised activations, too, round otherwise at the end of an array."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, 0, 0, -len(x) % TILE))
+        return torch.cat([FeedForward.forward(self, tile) for tile in padded.split(TILE)])[: len(x)]
+
+
+def make_batch_invariant(network: nn.Module) -> None:
+    """Give the layers of a network over packed tokens their tiled forms, in place, sharing the weights."""
+    tiled: dict[type, type] = {nn.Linear: TiledLinear, FeedForward: TiledFeedForward}
+    for module in network.modules():
+        if type(module) in tiled:
+            module.__class__ = tiled[type(module)]

@@ -1,0 +1,71 @@
+"""Training of `shapes`: the loss falls, a resumed run is the same run, and the model that it leaves samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.training.caption_tokenizer import build_caption_tokenizer, encode_captions
+from service.training.checkpointing import load_training_state
+from service.training.evaluate_shapes import sampler_table
+from service.training.shapes_objective import sample_flow_map_rows
+from service.training.shapes_sampling import ShapesModel
+from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, train_shapes
+
+
+def options(out: Path, **changes: object) -> ShapesTrainingOptions:
+    small = {"steps": 4, "flow_map_steps": 4, "batch_size": 8, "evaluate_captions": 2}
+    small |= {"width": 64, "depth": 2, "heads": 2}
+    return ShapesTrainingOptions(out=out, **(small | changes))  # type: ignore[arg-type]
+
+
+def test_the_velocity_loss_falls(tmp_path: Path) -> None:
+    trainer = ShapesTrainer(options(tmp_path, steps=60, batch_size=16))
+    losses = [trainer.train_step()[0] for _ in range(40)]
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 6])
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, stop_after: int) -> None:
+    straight, stopped = (ShapesTrainer(options(tmp_path)) for _ in range(2))
+    for _ in range(8):
+        straight.train_step()
+    for _ in range(stop_after):
+        stopped.train_step()
+    resumed = ShapesTrainer(options(tmp_path))
+    resumed.load_state_dict(stopped.state_dict())
+    for _ in range(8 - stop_after):
+        resumed.train_step()
+    for name, value in straight.average.weights.items():
+        torch.testing.assert_close(resumed.average.weights[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_run_leaves_a_model_that_samples_by_every_kind_of_table(tmp_path: Path) -> None:
+    train_shapes(options(tmp_path, steps=2, flow_map_steps=1))
+    assert load_training_state(tmp_path / "training" / "state.pt")["step"] == 3
+    model = ShapesModel.load(tmp_path)
+    for procedure in ("flow_map", "consistency", "euler", "heun", "ddim", "dpmpp_2m"):
+        pictures = model.sample(["a red circle", "a small blue square"], sampler_table(procedure, 2), 3.0, seed=0)
+        assert pictures.shape == (2, 3, 32, 32) and torch.isfinite(pictures).all()
+    with pytest.raises(FileExistsError, match="--resume"):
+        train_shapes(options(tmp_path))
+
+
+@pytest.mark.parametrize("longest", [0.125, 0.25, 0.5, 1.0])
+def test_jumps_are_as_short_as_the_curriculum_says(longest: float) -> None:
+    rows = sample_flow_map_rows(500, longest, (1.0, 6.0), torch.Generator().manual_seed(0))
+    assert ((rows.t >= rows.m) & (rows.m >= rows.s) & (rows.s >= 0) & (rows.t <= 1)).all()
+    assert (rows.t - rows.s).max() <= longest + 1e-6
+    assert (rows.t - rows.s).max() > 0.9 * longest
+    assert ((rows.guidance >= 1.0) & (rows.guidance <= 6.0001)).all()
+
+
+def test_an_empty_caption_is_the_null_token_alone() -> None:
+    tokenizer = build_caption_tokenizer()
+    caption = "A large red circle to the left of a small blue square, on a grey background."
+    ids = encode_captions(tokenizer, ["", caption])
+    words = [tokenizer.id_to_token(int(token)) for token in ids[1]]
+    assert words == ["<null>", "large", "red", "circle", "left", "small", "blue", "square", "gray"]
+    assert tokenizer.encode("").ids == [tokenizer.token_to_id("<null>")]
