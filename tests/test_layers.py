@@ -139,9 +139,7 @@ def test_procedures_import_nothing_of_the_device_or_the_network() -> None:
         assert not tops & forbidden, f"{file.name} imports {tops & forbidden}"
 
 
-@pytest.mark.parametrize(
-    "module", ["service.api.app", "service.engine.client", "service.procedures.registry", "service.bench"]
-)
+@pytest.mark.parametrize("module", ["service.api.app", "service.engine.client", "service.procedures.registry", "service.bench"])
 def test_the_front_end_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -28,6 +28,7 @@ class Border:
         headers = dict(scope["headers"])
         own = f"req-{secrets.token_hex(12)}"
         scope.setdefault("state", {})["id"] = own
+
         async def named_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message.setdefault("headers", []).append((b"x-request-id", own.encode()))

@@ -116,7 +116,7 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
     work = _text(service, card, body) if card.kind == "text" else _image(service, card, body)
     procedure, parameters = procedure_parameters(card, body.choice())
     job = Job(service, request.state.id, card, procedure, parameters)
-    job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)  # type: ignore[arg-type]
+    job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)
     generation = Generation(service, job, body)
     if body.stream:
         return sse.stream(generation.events())

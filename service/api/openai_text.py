@@ -92,9 +92,7 @@ async def chat_completions(body: ChatBody, request: Request, service: ServiceDep
     return await _exchange(service, request, body, work, True, "")
 
 
-async def _exchange(
-    service: Service, request: Request, body: TextFields, work: TextWork, chat: bool, prefix: str
-) -> Response:
+async def _exchange(service: Service, request: Request, body: TextFields, work: TextWork, chat: bool, prefix: str) -> Response:
     if (field := body.unsupported()) is not None:
         raise not_supported(field)
     check_n(service, body.n)

@@ -62,9 +62,7 @@ def image_work(
     return ImageWork(caption, width, height, unwanted, preview_every)
 
 
-def image_parameters(
-    choice: dict[str, Any] | None, steps: int | None, guidance: float | None, default: str
-) -> dict[str, Any]:
+def image_parameters(choice: dict[str, Any] | None, steps: int | None, guidance: float | None, default: str) -> dict[str, Any]:
     """The procedure with diffusers' names for its parameters folded in. Raises InvalidField when both disagree."""
     out = {"name": default, **(choice or {})}
     for param, name, value in (("num_inference_steps", "steps", steps), ("guidance_scale", "guidance", guidance)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -21,9 +21,7 @@ KEEP_ALIVE_SECONDS = 15.0
 class Job:
     """n outputs of one request. Output i is `<id>/<i>` in the engine and has seed + i."""
 
-    def __init__(
-        self, service: Service, request_id: str, card: ModelCard, procedure: str, parameters: dict[str, Any]
-    ) -> None:
+    def __init__(self, service: Service, request_id: str, card: ModelCard, procedure: str, parameters: dict[str, Any]) -> None:
         self.id = request_id
         self.card = card
         self.procedure = procedure
@@ -35,9 +33,7 @@ class Job:
         self._tasks: list[asyncio.Task[None]] = []
         self._last_token: dict[int, float] = {}
 
-    def start(
-        self, works: list[TextWork] | list[ImageWork], seed: int, priority: int, deadline_ms: float | None
-    ) -> None:
+    def start(self, works: Sequence[TextWork | ImageWork], seed: int, priority: int, deadline_ms: float | None) -> None:
         """Hand all outputs to the engine. Raises QueueFull or EngineUnavailable, and then none is there."""
         now = time.monotonic()
         deadline = None if deadline_ms is None else now + deadline_ms / 1000

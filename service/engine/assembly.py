@@ -17,9 +17,7 @@ __all__ = ["ModelError", "build_engine"]
 def build_engine(settings: Settings) -> Engine:
     """Raises ModelError when a model cannot be served, or when two have one name."""
     use_threads(settings.threads)
-    hosting = Hosting(
-        settings.device, settings.kv_memory, settings.kv_block, settings.max_running, settings.batch_invariant
-    )
+    hosting = Hosting(settings.device, settings.kv_memory, settings.kv_block, settings.max_running, settings.batch_invariant)
     limits = Limits(settings.row_budget, settings.token_budget, settings.max_running)
     served: dict[str, Served] = {}
     for spec in settings.models:

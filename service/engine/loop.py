@@ -104,9 +104,7 @@ class Engine:
             waiting={name: len(lane.waiting) for name, lane in lanes.items()},
             running={name: len(lane.running) for name, lane in lanes.items()},
             kv_blocks={
-                name: (lane.pool.used, 0, lane.pool.free)
-                for name, lane in lanes.items()
-                if self.models[name].card.kind == "text"
+                name: (lane.pool.used, 0, lane.pool.free) for name, lane in lanes.items() if self.models[name].card.kind == "text"
             },
             busy_ratio=min(busy, 1.0),
             deadlines_missed=dict(self._missed),

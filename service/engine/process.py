@@ -30,7 +30,7 @@ class EngineProcess:
     """Moves messages between the sockets and the engine until told to stop, or until its parent is gone."""
 
     def __init__(self, directory: Path, engine: Engine) -> None:
-        context = zmq.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._inbox = context.socket(zmq.PULL)
         self._inbox.setsockopt(zmq.RCVHWM, 0)
         self._inbox.connect(f"ipc://{directory}/in")

@@ -20,6 +20,7 @@ from service.engine.messages import (
     Tokens,
     Usage,
 )
+from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
 from service.procedures.types import Axis, LatentRow, Reading, TokenProcedure, TokenRow, TokenState
 from service.workers.types import Picture
@@ -135,6 +136,7 @@ class ImageRequest(Request):
     @classmethod
     def begin(cls, submit: Submit, work: ImageWork, card: ModelCard) -> ImageRequest:
         parameters = msgspec.convert(submit.parameters, PROCEDURES[submit.procedure].parameters)
+        assert isinstance(parameters, SamplerParameters)
         table = parameters.table()
         guidance = float(parameters.guidance)
         columns = zip(table.a, table.b, table.c1, table.c2, table.d, table.p, table.q, strict=True)

@@ -112,9 +112,7 @@ class Scheduler:
             busy = [other.device_seconds for other in self.lanes.values() if other.running or other.waiting]
             lane.device_seconds = max(lane.device_seconds, min(busy, default=lane.device_seconds))
         key = (request.submit.priority, request.submit.arrived)
-        place = next(
-            (i for i, r in enumerate(lane.waiting) if (r.submit.priority, r.submit.arrived) > key), len(lane.waiting)
-        )
+        place = next((i for i, r in enumerate(lane.waiting) if (r.submit.priority, r.submit.arrived) > key), len(lane.waiting))
         lane.waiting.insert(place, request)
         self.requests[request.id] = request
 
@@ -172,9 +170,9 @@ class Scheduler:
         assert {request.id for request in listed} == set(self.requests), "a request is lost or listed twice"
 
 
-def _size(request: AnyRequest, rows: Iterable[TokenRow] | Iterable[LatentRow]) -> int:
+def _size(request: AnyRequest, rows: Iterable[TokenRow | LatentRow]) -> int:
     if isinstance(request, TextRequest):
-        return sum(len(row.tokens) for row in rows)  # type: ignore[union-attr]
+        return sum(len(row.tokens) for row in rows if isinstance(row, TokenRow))
     return request.evaluations
 
 

@@ -73,6 +73,8 @@ class FlowTransformerConfig:
 class ScalarEmbedding(nn.Module):
     """A number a row, [B] -> [B, width], through sines and cosines of `frequencies` geometric frequencies."""
 
+    scales: Tensor
+
     def __init__(self, width: int, frequencies: int = 64, highest: float = 500.0) -> None:
         super().__init__()
         scales = torch.exp(torch.linspace(0.0, math.log(highest), frequencies))
@@ -159,6 +161,9 @@ class FlowTransformer(nn.Module):
     than noise (arXiv 2511.13720). Rows do not influence one another.
     """
 
+    cosine: Tensor
+    sine: Tensor
+
     def __init__(self, config: FlowTransformerConfig) -> None:
         super().__init__()
         self.config = config
@@ -194,6 +199,7 @@ class FlowTransformer(nn.Module):
         nn.init.zeros_(self.final_modulation_head.weight)
         nn.init.zeros_(self.head.weight)
         for block in self.blocks:
+            assert isinstance(block, Block)
             with torch.no_grad():
                 block.modulation_embed[[2, 5]] = 1.0 / math.sqrt(self.config.depth)
 

@@ -38,6 +38,4 @@ def _slope(grid: Grid, node: int) -> tuple[float, float]:
         return 0.0, 1.0
     if grid.prediction in ("data", "noise") and all(alpha == 1.0 for alpha in grid.alphas):
         return grid.noise_from(node)
-    raise ValueError(
-        f"heun needs a velocity prediction, or data or noise on a grid with alpha = 1, not {grid.prediction} here"
-    )
+    raise ValueError(f"heun needs a velocity prediction, or data or noise on a grid with alpha = 1, not {grid.prediction} here")

@@ -107,9 +107,7 @@ class DenseAttention:
             )
         ]
         if self.noised_mask is not None:
-            outputs.append(
-                F.scaled_dot_product_attention(query[:, :, clean:], key, value, self.noised_mask, enable_gqa=grouped)
-            )
+            outputs.append(F.scaled_dot_product_attention(query[:, :, clean:], key, value, self.noised_mask, enable_gqa=grouped))
         return torch.cat(outputs, dim=2).transpose(1, 2).reshape(shape)
 
 

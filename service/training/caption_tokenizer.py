@@ -11,6 +11,7 @@ from torch import Tensor
 from service.training.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
 
 PAD, NULL, UNKNOWN = "<pad>", "<null>", "<unk>"
+SPECIAL_TOKENS = (PAD, NULL, UNKNOWN)  # their ids are 0, 1 and 2
 MAX_TEXT_TOKENS = 16
 
 
@@ -20,7 +21,7 @@ def build_caption_tokenizer() -> Tokenizer:
     Articles, `of`, `on`, `to` and `background` are dropped: the order of the words says the same.
     """
     words = [*SIZES, *COLOURS, *SHAPES, "left", "right", "above", "below", *BACKGROUNDS]
-    vocabulary = {word: index for index, word in enumerate([PAD, NULL, UNKNOWN, *words])}
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [

@@ -162,9 +162,7 @@ def accuracy_by_objects(pictures: Tensor, scenes: tuple[Scene, ...]) -> tuple[fl
     return tuple(shares)
 
 
-def quick_accuracy(
-    model: ShapesModel, captions: int, *, with_flow_map: bool, guidance: float = 3.0
-) -> dict[str, float]:
+def quick_accuracy(model: ShapesModel, captions: int, *, with_flow_map: bool, guidance: float = 3.0) -> dict[str, float]:
     """Accuracy during training: Euler with 16 steps, by number of objects, and 1 to 8 jumps of the flow map."""
     scenes = draw_scenes((7, 7), captions, held_out=True).scenes
     texts = [scene.caption for scene in scenes]

@@ -97,9 +97,7 @@ def judge_nats(judge: Decoder, prompts: Tensor, continuations: Tensor) -> float:
     return float(token_nats(judge, torch.cat((prompts, continuations), dim=1))[:, prompts.shape[1] - 1 :].mean())
 
 
-def score_samples(
-    options: TextEvaluationOptions, decoder: Decoder, judge: Decoder, held_out: Tensor
-) -> Iterator[SampleScore]:
+def score_samples(options: TextEvaluationOptions, decoder: Decoder, judge: Decoder, held_out: Tensor) -> Iterator[SampleScore]:
     """Held-out text itself, causal samples, then block-diffusion samples, at each temperature."""
     span = PROMPT_LENGTH + options.length
     starts = torch.linspace(0, len(held_out) - span, options.samples).long()[:, None]

@@ -171,7 +171,7 @@ def _binary_templates(size: str) -> Tensor:
 def _dilate(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
-    return windows.any((2, 3))
+    return np.asarray(windows.any((2, 3)))
 
 
 def _parts(mask: np.ndarray) -> int:

@@ -29,9 +29,7 @@ class SceneClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 32, 48, FEATURES)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
-        )
+        self.layers = nn.ModuleList(nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths))
         self.mix = nn.Conv2d(FEATURES, FEATURES, 3, padding=1)
         self.objects = nn.Linear(FEATURES, len(COLOURS) * len(SHAPES) * len(SIZES))
         self.background = nn.Linear(FEATURES, len(BACKGROUNDS))

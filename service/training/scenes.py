@@ -191,8 +191,7 @@ def _draw(rng: np.random.Generator, count: int) -> Iterator[tuple[Scene, np.ndar
             holding = [relation for relation in RELATIONS if relation_holds(relation, *pair, MIN_OFFSET)]
             relations.append(holding[int(choice[n, k] * len(holding))])
         objects = tuple(
-            SceneObject(_COLOUR_NAMES[colours[n, k]], SHAPES[shapes[n, k]], _SIZE_NAMES[sizes[n, k]])
-            for k in range(number)
+            SceneObject(_COLOUR_NAMES[colours[n, k]], SHAPES[shapes[n, k]], _SIZE_NAMES[sizes[n, k]]) for k in range(number)
         )
         yield Scene(objects, tuple(relations), _BACKGROUND_NAMES[backgrounds[n]]), corners[n, :number]
 

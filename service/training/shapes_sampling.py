@@ -49,9 +49,7 @@ class ShapesModel:
             x, h1, h2 = a * x + b * f + c1 * h1 + c2 * h2 + d * noise, p * x + q * f, h1
         return x
 
-    def _evaluate(
-        self, x: Tensor, table: SamplerTable, row: int, guidance: float, text: Tensor, empty: Tensor
-    ) -> Tensor:
+    def _evaluate(self, x: Tensor, table: SamplerTable, row: int, guidance: float, text: Tensor, empty: Tensor) -> Tensor:
         outputs = []
         for part, words in zip(x.split(ROWS_A_FORWARD // 2), text.split(ROWS_A_FORWARD // 2), strict=True):
             count = len(part)

@@ -34,9 +34,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed << 32) + step)
 
 
-def random_windows(
-    tokens: Tensor, rows: int, length: int, generator: torch.Generator, start_token: int | None = None
-) -> Tensor:
+def random_windows(tokens: Tensor, rows: int, length: int, generator: torch.Generator, start_token: int | None = None) -> Tensor:
     """int64 [rows, length + 1] windows of a text; one in ten begins with `start_token`, as an empty prompt does."""
     if len(tokens) <= length:
         raise ValueError(f"the text has {len(tokens)} tokens, a window needs {length + 1}")

@@ -34,9 +34,7 @@ class DenseCache:
         if self.keep:
             self._kept[layer] = (key, value)
         grouped = query.shape[1] != key.shape[1]
-        output = F.scaled_dot_product_attention(
-            query, key, value, self._mask(query.shape[2], key.shape[2]), enable_gqa=grouped
-        )
+        output = F.scaled_dot_product_attention(query, key, value, self._mask(query.shape[2], key.shape[2]), enable_gqa=grouped)
         return output.transpose(1, 2).reshape(shape)
 
     def _mask(self, queries: int, keys: int) -> Tensor:
@@ -116,9 +114,7 @@ def sample_blocks(
     for start in range(0, length, block_length):
         canvas = torch.full((rows, min(block_length, length - start)), mask)
         while (masked := canvas == mask).any():
-            tokens, confidence = draw(
-                forward(decoder, cache, canvas, block=True, keep=False), temperature, generator, usable
-            )
+            tokens, confidence = draw(forward(decoder, cache, canvas, block=True, keep=False), temperature, generator, usable)
             confidence = confidence.masked_fill(~masked, -1.0)
             certain = masked.cumsum(-1) == 1 if leftmost else confidence == confidence.amax(-1, keepdim=True)
             chosen = (confidence > threshold) | certain

@@ -15,7 +15,14 @@ from tokenizers import Tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
-from service.training.caption_tokenizer import MAX_TEXT_TOKENS, NULL, PAD, build_caption_tokenizer, encode_captions
+from service.training.caption_tokenizer import (
+    MAX_TEXT_TOKENS,
+    NULL,
+    PAD,
+    SPECIAL_TOKENS,
+    build_caption_tokenizer,
+    encode_captions,
+)
 from service.training.checkpointing import StopSignal, load_training_state, replace_file, save_training_state
 from service.training.ema import WeightAverage
 from service.training.evaluate_shapes import quick_accuracy
@@ -68,8 +75,8 @@ class ShapesTrainer:
                 heads=options.heads,
                 patch_size=options.patch_size,
                 max_text_tokens=MAX_TEXT_TOKENS,
-                pad_token_id=self.tokenizer.token_to_id(PAD),
-                null_token_id=self.tokenizer.token_to_id(NULL),
+                pad_token_id=SPECIAL_TOKENS.index(PAD),
+                null_token_id=SPECIAL_TOKENS.index(NULL),
             )
         )
         self.average = WeightAverage(self.network, options.average_decay)

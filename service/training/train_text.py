@@ -119,9 +119,7 @@ class TextTrainer:
         if options.emphasis is not None and self.step >= options.emphasis.start:
             mixture = options.emphasis
         generator = step_generator(options.seed, self.step)
-        windows = random_windows(
-            self.corpus.training, mixture.rows, options.length, generator, self.decoder.config.bos_token_id
-        )
+        windows = random_windows(self.corpus.training, mixture.rows, options.length, generator, self.decoder.config.bos_token_id)
         stretch = self._noise(windows, mixture.noised_length, generator)
         torch.manual_seed((options.seed << 32) + self.step)
         self.decoder.train()

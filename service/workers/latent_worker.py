@@ -21,9 +21,7 @@ class LatentWorker:
     With `batch_invariant` every row is evaluated alone, so that no bit of it depends on the batch.
     """
 
-    def __init__(
-        self, network: FlowTransformer, pool: BlockPool, device: torch.device, batch_invariant: bool = False
-    ) -> None:
+    def __init__(self, network: FlowTransformer, pool: BlockPool, device: torch.device, batch_invariant: bool = False) -> None:
         self._batch_invariant = batch_invariant
         config = network.config
         self.network = network
@@ -82,12 +80,8 @@ class LatentWorker:
         pad = self.network.config.pad_token_id
         text = torch.tensor([ids + [pad] * (length - len(ids)) for _, ids in inputs], device=self.device)
         t = torch.tensor([move.row.t for move, _ in inputs], device=self.device)
-        s = torch.tensor(
-            [move.row.s if move.row.takes_target else move.row.t for move, _ in inputs], device=self.device
-        )
-        scale = torch.tensor(
-            [move.row.guidance if move.row.takes_target else 1.0 for move, _ in inputs], device=self.device
-        )
+        s = torch.tensor([move.row.s if move.row.takes_target else move.row.t for move, _ in inputs], device=self.device)
+        scale = torch.tensor([move.row.guidance if move.row.takes_target else 1.0 for move, _ in inputs], device=self.device)
         if self._batch_invariant:
             rows = [self.network(*(column[i : i + 1] for column in (x[index], t, s, scale, text))) for i in range(len(t))]
             out = torch.cat(rows).float()

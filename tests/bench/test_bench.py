@@ -131,9 +131,7 @@ def test_with_a_rate_requests_do_not_wait_for_each_other(fake: FakeService) -> N
     assert fake.most_running > 8
 
 
-def test_a_refused_request_is_an_error_with_the_servers_message(
-    fake: FakeService, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refused_request_is_an_error_with_the_servers_message(fake: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
     fake.break_images = True
     assert bench("--url", fake.url, "--requests", "4", "--text", "0") == 1
     printed = capsys.readouterr().out

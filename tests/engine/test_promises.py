@@ -131,7 +131,5 @@ def test_stop_tokens_end_a_request_and_min_tokens_holds_them_back(folder: Path) 
     at = free.index(stop)
     outputs = finish_all(engine_on(folder), [text_request("x", 3, max_tokens=40, stop_token_ids=[stop])])
     assert outputs.tokens["x"] == free[:at] and outputs.done["x"].finish_reason == "stop"
-    held = finish_all(
-        engine_on(folder), [text_request("x", 3, max_tokens=40, stop_token_ids=[stop], min_tokens=at + 5)]
-    )
+    held = finish_all(engine_on(folder), [text_request("x", 3, max_tokens=40, stop_token_ids=[stop], min_tokens=at + 5)])
     assert len(held.tokens["x"]) >= at + 5 and stop not in held.tokens["x"][: at + 5]

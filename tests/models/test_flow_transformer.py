@@ -45,9 +45,7 @@ def test_a_row_does_not_depend_on_its_batch(network: FlowTransformer) -> None:
 def test_a_row_does_not_depend_on_its_padding(network: FlowTransformer) -> None:
     x, t, s, guidance, text = inputs(3)
     padded = torch.cat([text, torch.full((3, 5), network.config.pad_token_id)], dim=1)
-    torch.testing.assert_close(
-        network(x, t, s, guidance, padded), network(x, t, s, guidance, text), atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(network(x, t, s, guidance, padded), network(x, t, s, guidance, text), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

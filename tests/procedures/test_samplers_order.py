@@ -139,9 +139,7 @@ def test_dpmpp_2m_has_order_2_in_log_snr(prediction: Prediction) -> None:
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_dpmpp_2m_has_order_2_up_to_a_logarithm_in_uniform_times(shift: float) -> None:
     network = exact_network(flow_levels, "velocity")
-    coarse, fine = (
-        end_error(dpmpp_2m(flow_grid(steps, shift)), network, flow_levels) / math.log(steps) for steps in (512, 2048)
-    )
+    coarse, fine = (end_error(dpmpp_2m(flow_grid(steps, shift)), network, flow_levels) / math.log(steps) for steps in (512, 2048))
     assert math.log(coarse / fine, 4) == pytest.approx(2, abs=0.15)
 
 

@@ -121,9 +121,7 @@ def test_dpmpp_2m_on_a_variance_preserving_grid(kind: str, steps: int) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_dpmpp_2m_on_a_flow_grid(steps: int, shift: float) -> None:
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
+    scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     scheduler.set_timesteps(steps)
     grid = flow_grid(steps, times=scheduler.sigmas.tolist())
     assert_same_steps(dpmpp_2m(grid), flow_step(scheduler))

@@ -201,9 +201,7 @@ def test_held_out_likelihood_in_windows_equals_one_long_forward_of_a_one_layer_m
     decoder = Decoder(config).eval()
     decoder.initialise(torch.Generator().manual_seed(0))
     tokens = torch.randint(256, (101,), generator=torch.Generator().manual_seed(1))
-    assert held_out_nats(decoder, tokens, 16) == pytest.approx(
-        float(token_nats(decoder, tokens[None]).mean()), abs=1e-5
-    )
+    assert held_out_nats(decoder, tokens, 16) == pytest.approx(float(token_nats(decoder, tokens[None]).mean()), abs=1e-5)
 
 
 def test_block_sampling_counts_its_forwards_and_leaves_no_mask(decoder: Decoder) -> None:
