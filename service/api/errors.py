@@ -91,7 +91,9 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation(_: Request, error: RequestValidationError) -> JSONResponse:
-        problem = error.errors()[0]
+        first = error.errors()[0]["loc"][:2]
+        # A union reports one problem a member: the one that got furthest is what the client meant.
+        problem = max((e for e in error.errors() if e["loc"][:2] == first), key=lambda e: len(e["loc"]))
         place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
         if problem["type"] in ("json_invalid", "json_type"):
             return ApiError(400, f"the body is not JSON: {problem['msg']}", None, "invalid_json").response()

@@ -76,9 +76,9 @@ def image_parameters(choice: dict[str, Any] | None, steps: int | None, guidance:
 
 def _caption(service: Service, card: ModelCard, text: str, param: str) -> list[int]:
     codec = service.codec(card.folder)
-    tokens = codec.encode(text)
-    if not tokens:
+    if not text.strip():
         raise InvalidField(param, f"{param} must not be empty")
+    tokens = codec.encode(text)
     unknown = codec.tokenizer.token_to_id("<unk>")
     if unknown in tokens:
         words = [word for word in text.split() if unknown in codec.encode(word)]

@@ -22,6 +22,9 @@ class TextCodec:
 
     def __init__(self, folder: str) -> None:
         self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        # A prompt is checked against the model's limits, never cut to them in silence.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
         config_path = Path(folder) / "tokenizer_config.json"
         self._config: dict[str, Any] = json.loads(config_path.read_text()) if config_path.is_file() else {}
         source = self._config.get("chat_template")

@@ -52,6 +52,7 @@ def _image_card(model: ImageHost) -> ModelCard:
         vocab_size=config.vocab_size,
         max_model_len=config.max_text_tokens,
         sizes=[(config.image_size, config.image_size)],
+        guidance_range=config.guidance_range,
         **_common(model, "image", ["velocity(x,t)", "flow_map(x,t,s)"]),
     )
 

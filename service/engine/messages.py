@@ -100,6 +100,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     mask_token_id: int | None = None
     block_lengths: list[int] = []
     sizes: list[tuple[int, int]] = []
+    guidance_range: tuple[float, float] | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=False):

@@ -48,6 +48,14 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
     if block_length is not None and card.block_lengths and block_length not in card.block_lengths:
         allowed = ", ".join(map(str, card.block_lengths))
         raise InvalidField("procedure.block_length", f"block_length {block_length} is not one that {card.name} knows: {allowed}")
+    guidance = getattr(parameters, "guidance", None)
+    if guidance is not None and card.guidance_range is not None and "flow_map(x,t,s)" in spec.needs:
+        low, high = card.guidance_range
+        if not low <= guidance <= high:
+            raise InvalidField(
+                "procedure.guidance",
+                f"{card.name} takes guidance as an input of its flow map, and knows it from {low:g} to {high:g}, not {guidance:g}",
+            )
     return name, msgspec.to_builtins(parameters)
 
 

@@ -1,0 +1,126 @@
+"""Bad input gets a 4xx that names the field, and the server serves on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.http.server import Server
+
+TEXT = {"model": "shakespeare", "prompt": "x", "max_tokens": 2}
+IMAGE = {"model": "shapes", "prompt": "a red circle"}
+CHAT = {"model": "shakespeare", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+COMPLETIONS, GENERATE, IMAGES = "/v1/completions", "/v1/generate", "/v1/images/generations"
+
+
+def _procedure(name: str, **parameters: Any) -> dict[str, Any]:
+    return {"procedure": {"name": name, **parameters}}
+
+
+CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
+    (COMPLETIONS, TEXT | {"model": "nobody"}, 404, "model"),
+    (COMPLETIONS, TEXT | {"model": "shapes"}, 400, "model"),
+    (COMPLETIONS, {"prompt": "x"}, 400, "model"),
+    (COMPLETIONS, {"model": "shakespeare"}, 400, "prompt"),
+    (COMPLETIONS, TEXT | {"prompt": 5}, 400, "prompt"),
+    (COMPLETIONS, TEXT | {"prompt": ""}, 400, "prompt"),
+    (COMPLETIONS, TEXT | {"prompt": []}, 400, "prompt"),
+    (COMPLETIONS, TEXT | {"prompt": [1, 10**9]}, 400, "prompt"),
+    (COMPLETIONS, TEXT | {"prompt": [1, -4]}, 400, "prompt.1"),
+    (COMPLETIONS, TEXT | {"prompt": "x" * 5000}, 400, "prompt"),
+    (COMPLETIONS, TEXT | {"max_tokens": 0}, 400, "max_tokens"),
+    (COMPLETIONS, TEXT | {"max_tokens": 1_000_000}, 400, "max_tokens"),
+    (COMPLETIONS, TEXT | {"max_tokens": "5"}, 400, "max_tokens"),
+    (COMPLETIONS, TEXT | {"max_tokens": 10**400}, 400, "max_tokens"),
+    (COMPLETIONS, TEXT | {"max_tokens": True}, 400, "max_tokens"),
+    (COMPLETIONS, TEXT | {"temperature": -1}, 400, "temperature"),
+    (COMPLETIONS, TEXT | {"top_p": 0}, 400, "top_p"),
+    (COMPLETIONS, TEXT | {"seed": -1}, 400, "seed"),
+    (COMPLETIONS, TEXT | {"seed": 2**63}, 400, "seed"),
+    (COMPLETIONS, TEXT | {"n": 0}, 400, "n"),
+    (COMPLETIONS, TEXT | {"n": 100}, 400, "n"),
+    (COMPLETIONS, TEXT | {"stop": [""]}, 400, "stop"),
+    (COMPLETIONS, TEXT | {"stop_token_ids": [10**6]}, 400, "stop_token_ids"),
+    (COMPLETIONS, TEXT | {"min_tokens": 5}, 400, "min_tokens"),
+    (COMPLETIONS, TEXT | {"temprature": 1}, 400, "temprature"),
+    (COMPLETIONS, TEXT | {"logprobs": 3}, 400, "logprobs"),
+    (COMPLETIONS, TEXT | {"logit_bias": {"5": 1}}, 400, "logit_bias"),
+    (COMPLETIONS, TEXT | {"deadline_ms": 0}, 400, "deadline_ms"),
+    (COMPLETIONS, TEXT | _procedure("magic"), 400, "procedure.name"),
+    (COMPLETIONS, TEXT | _procedure("euler"), 400, "procedure.name"),
+    (COMPLETIONS, TEXT | _procedure("autoregressive", steps=2), 400, "procedure.steps"),
+    (COMPLETIONS, TEXT | _procedure("block_diffusion", block_length=7), 400, "procedure.block_length"),
+    (COMPLETIONS, TEXT | _procedure("block_diffusion", threshold=1.5), 400, "procedure.threshold"),
+    (COMPLETIONS, TEXT | _procedure("block_diffusion", rule="luck"), 400, "procedure.rule"),
+    ("/v1/chat/completions", CHAT | {"messages": []}, 400, "messages"),
+    ("/v1/chat/completions", CHAT | {"messages": [{"role": "king", "content": "x"}]}, 400, "messages.0.role"),
+    ("/v1/chat/completions", CHAT | {"tools": [{}]}, 400, "tools"),
+    ("/v1/chat/completions", CHAT | {"response_format": {"type": "json_object"}}, 400, "response_format"),
+    (IMAGES, IMAGE | {"size": "33x32"}, 400, "size"),
+    (IMAGES, IMAGE | {"size": "huge"}, 400, "size"),
+    (IMAGES, IMAGE | {"prompt": ""}, 400, "prompt"),
+    (IMAGES, IMAGE | {"prompt": "a red unicorn"}, 400, "prompt"),
+    (IMAGES, IMAGE | {"prompt": "red " * 500}, 400, "prompt"),
+    (IMAGES, IMAGE | {"partial_images": 4, "stream": True}, 400, "partial_images"),
+    (IMAGES, IMAGE | {"num_inference_steps": 0}, 400, "procedure.steps"),
+    (IMAGES, IMAGE | {"num_inference_steps": 4} | _procedure("euler", steps=5), 400, "num_inference_steps"),
+    (IMAGES, IMAGE | {"response_format": "url"}, 400, "response_format"),
+    (IMAGES, IMAGE | _procedure("autoregressive"), 400, "procedure.name"),
+    (GENERATE, IMAGE | _procedure("euler", steps=0), 400, "procedure.steps"),
+    (GENERATE, IMAGE | _procedure("euler", steps=10**9), 400, "procedure.steps"),
+    (GENERATE, IMAGE | _procedure("euler", steps=4.5), 400, "procedure.steps"),
+    (GENERATE, IMAGE | _procedure("euler", guidance=-1), 400, "procedure.guidance"),
+    (GENERATE, IMAGE | _procedure("flow_map", guidance=0.0), 400, "procedure.guidance"),
+    (GENERATE, IMAGE | _procedure("ddim", eta="much"), 400, "procedure.eta"),
+    (GENERATE, IMAGE | {"max_tokens": 4}, 400, "max_tokens"),
+    (GENERATE, IMAGE | {"temperature": 1.0}, 400, "temperature"),
+    (GENERATE, TEXT | {"size": "32x32"}, 400, "size"),
+    (GENERATE, TEXT | {"input_tokens": [1]}, 400, "prompt"),
+    (GENERATE, {"model": "shakespeare", "max_tokens": 3}, 400, "prompt"),
+    ("/v1/tokenize", {"model": "shakespeare"}, 400, "prompt"),
+    ("/v1/detokenize", {"model": "shakespeare", "tokens": [10**7]}, 400, "tokens"),
+]
+
+
+@pytest.mark.parametrize(
+    "path,body,status,param", CASES, ids=[f"{i}-{path.rsplit('/')[-1]}-{param}" for i, (path, _, _, param) in enumerate(CASES)]
+)
+def test_bad_input_names_its_field(server: Server, path: str, body: dict[str, Any], status: int, param: str | None) -> None:
+    response = server.post(path, body)
+    error = response.json()["error"]
+    assert response.status_code == status and error["param"] == param, error
+    assert error["message"] and error["type"].endswith("_error")
+    assert httpx.get(server.url + "/health").status_code == 200
+
+
+@pytest.mark.parametrize("guidance", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_not_numbers(server: Server, guidance: str) -> None:
+    raw = f'{{"model": "shapes", "prompt": "a red circle", "procedure": {{"name": "euler", "guidance": {guidance}}}}}'
+    response = httpx.post(server.url + GENERATE, content=raw, headers={"content-type": "application/json"})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "procedure.guidance"
+
+
+@pytest.mark.parametrize("raw", [b"", b"not json", b'{"model": ', b"[]", b'"text"', b"\xff\xfe", b'{"model": "\xc3'])
+def test_a_body_that_is_not_a_json_object(server: Server, raw: bytes) -> None:
+    response = httpx.post(server.url + GENERATE, content=raw, headers={"content-type": "application/json"})
+    assert response.status_code == 400 and "error" in response.json()
+
+
+@pytest.mark.parametrize("path,method,status", [("/v1/nothing", "GET", 404), ("/v1/completions", "GET", 405)])
+def test_unknown_places_answer_in_the_same_shape(server: Server, path: str, method: str, status: int) -> None:
+    response = httpx.request(method, server.url + path)
+    assert response.status_code == status and response.json()["error"]["message"]
+
+
+def test_a_body_that_is_too_large_with_and_without_its_length(server: Server) -> None:
+    big = b'{"prompt": "' + b"x" * (5 << 20) + b'"}'
+    headers = {"content-type": "application/json"}
+    assert httpx.post(server.url + COMPLETIONS, content=big, headers=headers).status_code == 413
+    chunks = (big[i : i + 65536] for i in range(0, len(big), 65536))
+    try:
+        assert httpx.post(server.url + COMPLETIONS, content=chunks, headers=headers).status_code == 413
+    except httpx.WriteError:
+        pass  # the server answered and hung up while the client was still sending
+    assert server.post(COMPLETIONS, TEXT).status_code == 200

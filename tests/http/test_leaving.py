@@ -1,0 +1,105 @@
+"""Clients that leave, cancel, or lose the engine under them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.http.server import Server
+
+LONG = {"model": "shakespeare", "prompt": "ROMEO:\n", "max_tokens": 1900, "ignore_eos": True}
+SLOW_IMAGE = {"model": "shapes", "prompt": "a large red circle", "procedure": {"name": "euler", "steps": 1000}}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One request of a model at a time, and a short queue, behind a key."""
+    server = Server(tmp_path_factory.mktemp("small") / "log", "--max-running", "1", "--max-waiting", "1")
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("body", [LONG, SLOW_IMAGE], ids=["text", "image"])
+def test_a_streaming_client_that_leaves_frees_everything(server: Server, body: dict) -> None:
+    with httpx.stream("POST", server.url + "/v1/generate", json={**body, "stream": True}, timeout=30):
+        server.until(lambda: server.metric("stride_requests_running", model=body["model"]) == 1)
+    server.until(server.is_idle)
+
+
+@pytest.mark.parametrize("body", [LONG, SLOW_IMAGE], ids=["text", "image"])
+def test_a_client_that_waits_for_the_whole_and_leaves_frees_everything(server: Server, body: dict) -> None:
+    with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post(server.url + "/v1/generate", json=body, timeout=0.5)
+    server.until(server.is_idle)
+    assert server.metric("stride_requests_total", outcome="cancelled", model=body["model"]) >= 1
+
+
+def test_a_request_can_be_cancelled_by_its_id(server: Server) -> None:
+    with httpx.stream("POST", server.url + "/v1/generate", json={**LONG, "stream": True}, timeout=30) as response:
+        name = response.headers["x-request-id"]
+        lines = response.iter_lines()
+        next(lines)
+        assert httpx.delete(f"{server.url}/v1/requests/{name}").json() == {"id": name, "cancelled": True}
+        done = [json.loads(line[6:]) for line in lines if line.startswith("data: ")][-1]
+    assert done["outputs"][0]["finish_reason"] == "cancelled" and len(done["outputs"][0]["token_ids"]) < 1900
+    missing = httpx.delete(f"{server.url}/v1/requests/{name}")
+    assert missing.status_code == 404 and missing.json()["error"]["param"] == "id"
+    server.until(server.is_idle)
+
+
+def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
+    answers: list[int] = []
+
+    def ask() -> None:
+        response = httpx.post(small.url + "/v1/generate", json={**SLOW_IMAGE, "procedure": {"name": "euler", "steps": 150}}, timeout=60)
+        answers.append(response.status_code)
+        if response.status_code == 429:
+            assert response.headers["retry-after"] and response.json()["error"]["code"] == "queue_full"
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(answers) == {200, 429} and len(answers) == 10
+    small.until(small.is_idle)
+
+
+def test_a_deadline_that_passes_in_the_queue_is_a_504(small: Server) -> None:
+    with httpx.stream("POST", small.url + "/v1/generate", json={**LONG, "stream": True}, timeout=30):
+        small.until(lambda: small.metric("stride_requests_running") == 1)
+        late = small.post("/v1/completions", {"model": "shakespeare", "prompt": "x", "deadline_ms": 50})
+    assert late.status_code == 504 and late.json()["error"]["param"] == "deadline_ms"
+    small.until(lambda: small.metric("stride_deadlines_missed_total") == 1)
+    small.until(small.is_idle)
+
+
+def test_a_killed_engine_fails_what_ran_in_it_and_comes_back(small: Server) -> None:
+    restarts = small.metric("stride_engine_restarts_total")
+    with httpx.stream("POST", small.url + "/v1/generate", json={**LONG, "stream": True}, timeout=30) as response:
+        lines = response.iter_lines()
+        next(lines)
+        small.kill_engine()
+        rest = "\n".join(lines)
+    assert "event: error" in rest and "engine_unavailable" in rest
+    small.until(lambda: small.metric("stride_engine_restarts_total") == restarts + 1)
+    small.wait_ready()
+    assert small.post("/v1/completions", {"model": "shakespeare", "prompt": "x", "max_tokens": 3}).status_code == 200
+
+
+def test_a_key_is_asked_for_where_it_matters(tmp_path: Path) -> None:
+    server = Server(tmp_path / "log", "--api-key", "open sesame", "--model", "shakespeare")
+    try:
+        body = {"model": "shakespeare", "prompt": "x", "max_tokens": 1}
+        refused = server.post("/v1/completions", body)
+        assert refused.status_code == 401 and refused.json()["error"]["type"] == "authentication_error"
+        headers = {"Authorization": "Bearer open sesame"}
+        assert httpx.post(server.url + "/v1/completions", json=body, headers=headers).status_code == 200
+        assert httpx.get(server.url + "/metrics").status_code == 200
+    finally:
+        assert server.stop() in (0, -15)
