@@ -41,7 +41,7 @@ CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
     (COMPLETIONS, TEXT | {"seed": 2**63}, 400, "seed"),
     (COMPLETIONS, TEXT | {"n": 0}, 400, "n"),
     (COMPLETIONS, TEXT | {"n": 100}, 400, "n"),
-    (COMPLETIONS, TEXT | {"stop": [""]}, 400, "stop"),
+    (COMPLETIONS, TEXT | {"stop": [""]}, 400, "stop.0"),
     (COMPLETIONS, TEXT | {"stop_token_ids": [10**6]}, 400, "stop_token_ids"),
     (COMPLETIONS, TEXT | {"min_tokens": 5}, 400, "min_tokens"),
     (COMPLETIONS, TEXT | {"temprature": 1}, 400, "temprature"),

@@ -56,7 +56,9 @@ def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
     answers: list[int] = []
 
     def ask() -> None:
-        response = httpx.post(small.url + "/v1/generate", json={**SLOW_IMAGE, "procedure": {"name": "euler", "steps": 150}}, timeout=60)
+        response = httpx.post(
+            small.url + "/v1/generate", json={**SLOW_IMAGE, "procedure": {"name": "euler", "steps": 150}}, timeout=60
+        )
         answers.append(response.status_code)
         if response.status_code == 429:
             assert response.headers["retry-after"] and response.json()["error"]["code"] == "queue_full"

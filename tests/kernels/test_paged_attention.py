@@ -1,0 +1,44 @@
+"""Paged attention against dense attention with an explicit mask, row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.paged_attention import Plan, paged_attention, plan_groups
+
+HEAD = 8
+
+
+def dense(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Softmax attention written out: query [Q, Hq, D], keys and values [C, Hkv, D], visible bool [Q, C]."""
+    repeat = query.shape[1] // keys.shape[1]
+    keys, values = keys.repeat_interleave(repeat, 1).double(), values.repeat_interleave(repeat, 1).double()
+    scores = torch.einsum("qhd,chd->hqc", query.double(), keys) / HEAD**0.5
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    return torch.einsum("hqc,chd->qhd", weights, values).float()
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("window", [None, 1, 5, 64])
+def test_rows_of_every_kind_in_one_batch(heads: int, kv_heads: int, window: int | None) -> None:
+    torch.manual_seed(heads * 100 + (window or 0))
+    # (start, queries, bidirectional): decode, prefill from nothing and from a prefix, a canvas, a canvas with no prefix.
+    rows = [(0, 1, False), (37, 1, False), (0, 17, False), (11, 17, False), (20, 8, True), (0, 8, True), (3, 1, True)]
+    keys, values = torch.randn(600, kv_heads, HEAD), torch.randn(600, kv_heads, HEAD)
+    free = torch.randperm(600)
+    plans, queries, expected, used = [], [], [], 0
+    for start, count, bidirectional in rows:
+        stop = start + count
+        slots = free[used : used + stop]
+        used += stop
+        first = 0 if window is None else max(0, start - window + 1)
+        plans.append(Plan(sum(len(q) for q in queries), count, start, first, slots[first:], bidirectional))
+        query = torch.randn(count, heads, HEAD)
+        queries.append(query)
+        at, key = torch.arange(start, stop)[:, None], torch.arange(stop)[None]
+        near = torch.ones(count, stop, dtype=torch.bool) if window is None else key > at - window
+        visible = (near | (key >= start)) if bidirectional else (near & (key <= at))
+        expected.append(dense(query, keys[slots], values[slots], visible))
+    out = paged_attention(torch.cat(queries), keys, values, plan_groups(plans, window, torch.device("cpu")))
+    torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)

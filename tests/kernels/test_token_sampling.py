@@ -1,0 +1,65 @@
+"""Drawing tokens: every row by its own parameters, and the right distribution."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.token_sampling import draw_tokens
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):  # noqa: ANN201
+    rows = len(logits)
+    fill = lambda value, dtype=torch.float32: torch.full((rows,), value, dtype=dtype)  # noqa: E731
+    return draw_tokens(logits, fill(temperature), fill(top_k, torch.int64), fill(top_p), fill(min_p), uniform)
+
+
+def _frequencies(logits: torch.Tensor, count: int = 40_000, **parameters: float) -> torch.Tensor:
+    uniform = (torch.arange(count).double() + 0.5) / count  # every quantile once: no chance in the test
+    tokens, _ = draw(logits.expand(count, -1).contiguous(), uniform, **parameters)
+    return torch.bincount(tokens, minlength=len(logits)).double() / count
+
+
+LOGITS = torch.log(torch.tensor([0.05, 0.4, 0.1, 0.25, 0.2]))
+
+
+def test_plain_sampling_is_the_softmax() -> None:
+    torch.testing.assert_close(_frequencies(LOGITS), LOGITS.exp().double(), atol=1e-4, rtol=0)
+
+
+def test_temperature_sharpens() -> None:
+    expected = torch.softmax(LOGITS.double() / 0.5, 0)
+    torch.testing.assert_close(_frequencies(LOGITS, temperature=0.5), expected, atol=1e-4, rtol=0)
+
+
+def test_top_k_top_p_and_min_p_keep_what_they_should() -> None:
+    assert (_frequencies(LOGITS, top_k=2) > 0).tolist() == [False, True, False, True, False]
+    # 0.4 + 0.25 < 0.7, so the third largest is needed to reach it.
+    assert (_frequencies(LOGITS, top_p=0.7) > 0).tolist() == [False, True, False, True, True]
+    assert (_frequencies(LOGITS, top_p=0.01) > 0).tolist() == [False, True, False, False, False]
+    assert (_frequencies(LOGITS, min_p=0.45) > 0).tolist() == [False, True, False, True, True]
+    kept = _frequencies(LOGITS, top_k=3, top_p=0.8)
+    torch.testing.assert_close(kept[1] / kept[3], torch.tensor(0.4 / 0.25, dtype=torch.float64), rtol=1e-3, atol=0)
+
+
+def test_rows_do_not_mix() -> None:
+    logits = torch.randn(6, 50)
+    temperature = torch.tensor([0.0, 1.0, 0.7, 0.0, 1.5, 1.0])
+    top_k = torch.tensor([0, 5, 0, 3, 1, 0])
+    top_p = torch.tensor([1.0, 1.0, 0.5, 1.0, 1.0, 0.9])
+    min_p = torch.tensor([0.0, 0.1, 0.0, 0.0, 0.0, 0.0])
+    uniform = torch.rand(6, dtype=torch.float64)
+    together = draw_tokens(logits, temperature, top_k, top_p, min_p, uniform)
+    for i in range(6):
+        one = slice(i, i + 1)
+        alone = draw_tokens(logits[one], temperature[one], top_k[one], top_p[one], min_p[one], uniform[one])
+        assert alone[0] == together[0][i]
+    assert together[0][0] == logits[0].argmax() and together[0][4] == logits[4].argmax()
+
+
+def test_a_banned_token_is_never_drawn_and_confidence_is_plain() -> None:
+    logits = LOGITS.clone()
+    logits[1] = float("-inf")
+    uniform = torch.tensor([1e-9, 0.3, 1 - 1e-9], dtype=torch.float64)
+    tokens, confidence = draw(logits.expand(3, -1).contiguous(), uniform, temperature=0.3)
+    assert 1 not in tokens.tolist()
+    torch.testing.assert_close(confidence, torch.softmax(logits, 0)[tokens])
