@@ -54,7 +54,7 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
         if not low <= guidance <= high:
             raise InvalidField(
                 "procedure.guidance",
-                f"{card.name} takes guidance as an input of its flow map, and knows it from {low:g} to {high:g}, not {guidance:g}",
+                f"{card.name} takes guidance as an input of its flow map and knows {low:g} to {high:g}, not {guidance:g}",
             )
     return name, msgspec.to_builtins(parameters)
 

@@ -8,9 +8,30 @@ import httpx
 
 from tests.http.server import Server
 
-NAMES = """requests_total requests_running requests_waiting queue_seconds time_to_first_output_seconds inter_token_seconds
-request_seconds moves_total forward_seconds batch_rows batch_tokens tokens_total refine_steps_total images_total kv_blocks
-preemptions_total deadlines_missed_total scheduler_seconds device_busy_ratio engine_up engine_restarts_total build_info""".split()
+NAMES = [
+    "requests_total",
+    "requests_running",
+    "requests_waiting",
+    "queue_seconds",
+    "time_to_first_output_seconds",
+    "inter_token_seconds",
+    "request_seconds",
+    "moves_total",
+    "forward_seconds",
+    "batch_rows",
+    "batch_tokens",
+    "tokens_total",
+    "refine_steps_total",
+    "images_total",
+    "kv_blocks",
+    "preemptions_total",
+    "deadlines_missed_total",
+    "scheduler_seconds",
+    "device_busy_ratio",
+    "engine_up",
+    "engine_restarts_total",
+    "build_info",
+]
 
 
 def test_every_metric_of_the_contract_is_there(server: Server) -> None:

@@ -7,7 +7,7 @@ import torch
 from kernels.token_sampling import draw_tokens
 
 
-def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):  # noqa: ANN201
+def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     rows = len(logits)
     fill = lambda value, dtype=torch.float32: torch.full((rows,), value, dtype=dtype)  # noqa: E731
     return draw_tokens(logits, fill(temperature), fill(top_k, torch.int64), fill(top_p), fill(min_p), uniform)
