@@ -107,6 +107,7 @@ def write_json(file: Path, options: dict[str, Any], summary: Summary, outcomes: 
 def write_plot(file: Path, summary: Summary, outcomes: Sequence[Outcome]) -> None:
     """The cumulative distribution of each measure, a curve for each kind of request, as PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     figure.suptitle(rates(summary), fontsize=10)
@@ -118,6 +119,7 @@ def write_plot(file: Path, summary: Summary, outcomes: Sequence[Outcome]) -> Non
         axes.set(title=label, xlabel="milliseconds", ylim=(0, 1.02))
         if axes.lines:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.legend(loc="lower right")
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120, format="png")
