@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from service.procedures.euler import euler
 from service.procedures.flow_map import flow_map
 from service.procedures.heun import heun
 from service.procedures.tables import SamplerTable, flow_grid
-from service.training.scene_checker import accuracy
+from service.training.scene_checker import Verdict, accuracy, check_scenes
 from service.training.scene_classifier import SceneClassifier, frechet_distance, load_scene_classifier, picture_features
 from service.training.scenes import MAX_OBJECTS, Scene, draw_scenes
 from service.training.shapes_sampling import ShapesModel
@@ -55,7 +56,8 @@ class ShapesEvaluationOptions:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of the table: `correct` and `by_objects` (one, two, three) are shares of captions."""
+    """One line of the table: shares of captions that are shown correctly, in all, by number of objects (one, two, three),
+    and with any relations."""
 
     procedure: str
     steps: int
@@ -64,6 +66,7 @@ class Measurement:
     captions: int
     correct: float
     by_objects: tuple[float, ...]
+    objects_correct: float
     frechet: float | None
     seconds: float
 
@@ -97,7 +100,8 @@ def evaluate_shapes(options: ShapesEvaluationOptions) -> list[Measurement]:
     model = ShapesModel.load(options.model)
     scenes = draw_scenes((options.seed, 1), options.captions, held_out=True).scenes
     reality = Reality.load(options.classifier, (options.seed, 2)) if options.classifier else None
-    measurements = []
+    measurements = [_measure_reality(options.captions, reality, options.seed)]
+    print(measurements[0].to_json(), flush=True)
     with torch.autocast("cpu", torch.bfloat16) if options.bfloat16 else nullcontext():
         for procedure in options.procedures:
             for steps in JUMPS if procedure in ("flow_map", "consistency") else STEPS:
@@ -111,20 +115,23 @@ def evaluate_shapes(options: ShapesEvaluationOptions) -> list[Measurement]:
 
 @dataclass(frozen=True)
 class Reality:
-    """Fresh scenes as features [N, D] of a scene classifier."""
+    """Fresh scenes as features [N, D] of a scene classifier, in units of each feature's deviation over real scenes."""
 
     classifier: SceneClassifier
     features: Tensor
+    deviation: Tensor
 
     @classmethod
     def load(cls, path: Path, seed: tuple[int, ...]) -> Reality:
         classifier = load_scene_classifier(path)
-        return cls(classifier, picture_features(classifier, draw_scenes(seed, REFERENCE_SCENES).images))
+        features = picture_features(classifier, draw_scenes(seed, REFERENCE_SCENES).images)
+        deviation = features.std(0).clamp_min(1e-6)
+        return cls(classifier, features / deviation, deviation)
 
     def distance(self, pictures: Tensor) -> float:
         """Fréchet distance of pictures [N, 3, 32, 32] to the scenes; in float32 under any autocast."""
         with torch.autocast("cpu", enabled=False):
-            return frechet_distance(picture_features(self.classifier, pictures), self.features)
+            return frechet_distance(picture_features(self.classifier, pictures) / self.deviation, self.features)
 
 
 def _measure(
@@ -140,26 +147,48 @@ def _measure(
     begin = time.monotonic()
     pictures = model.sample([scene.caption for scene in scenes], table, guidance, seed)
     seconds = time.monotonic() - begin
+    return _judge(pictures, scenes, procedure, (steps, len(table)), guidance, reality, seconds)
+
+
+def _measure_reality(count: int, reality: Reality | None, seed: int) -> Measurement:
+    """What the measures say of `count` real scenes with captions of their own: the best that a model can do."""
+    begin = time.monotonic()
+    batch = draw_scenes((seed, 3), count)
+    return _judge(batch.images, batch.scenes, "real scenes", (0, 0), 1.0, reality, time.monotonic() - begin)
+
+
+def _judge(
+    pictures: Tensor,
+    scenes: tuple[Scene, ...],
+    procedure: str,
+    steps_and_evaluations: tuple[int, int],
+    guidance: float,
+    reality: Reality | None,
+    seconds: float,
+) -> Measurement:
+    verdicts = check_scenes(pictures, scenes)
     return Measurement(
         procedure,
-        steps,
-        len(table),
+        *steps_and_evaluations,
         guidance,
         len(scenes),
-        accuracy(pictures, scenes),
-        accuracy_by_objects(pictures, scenes),
+        _share([verdict.correct for verdict in verdicts]),
+        shares_by_objects(verdicts, scenes),
+        _share([verdict.objects_correct for verdict in verdicts]),
         reality.distance(pictures) if reality else None,
         seconds,
     )
 
 
-def accuracy_by_objects(pictures: Tensor, scenes: tuple[Scene, ...]) -> tuple[float, ...]:
+def shares_by_objects(verdicts: list[Verdict], scenes: tuple[Scene, ...]) -> tuple[float, ...]:
     """Share of correct pictures among the scenes with one, two and three objects; nan where there is none."""
-    shares = []
-    for number in range(1, MAX_OBJECTS + 1):
-        rows = [row for row, scene in enumerate(scenes) if len(scene.objects) == number]
-        shares.append(accuracy(pictures[rows], [scenes[row] for row in rows]) if rows else float("nan"))
-    return tuple(shares)
+    numbers = range(1, MAX_OBJECTS + 1)
+    pairs = list(zip(verdicts, scenes, strict=True))
+    return tuple(_share([v.correct for v, scene in pairs if len(scene.objects) == number]) for number in numbers)
+
+
+def _share(correct: list[bool]) -> float:
+    return sum(correct) / len(correct) if correct else math.nan
 
 
 def quick_accuracy(model: ShapesModel, captions: int, *, with_flow_map: bool, guidance: float = 3.0) -> dict[str, float]:
@@ -167,8 +196,9 @@ def quick_accuracy(model: ShapesModel, captions: int, *, with_flow_map: bool, gu
     scenes = draw_scenes((7, 7), captions, held_out=True).scenes
     texts = [scene.caption for scene in scenes]
     pictures = model.sample(texts, sampler_table("euler", 16), guidance, seed=7)
-    results = {"euler16": accuracy(pictures, scenes)}
-    for number, share in enumerate(accuracy_by_objects(pictures, scenes), start=1):
+    verdicts = check_scenes(pictures, scenes)
+    results = {"euler16": _share([verdict.correct for verdict in verdicts])}
+    for number, share in enumerate(shares_by_objects(verdicts, scenes), start=1):
         results[f"objects{number}"] = share
     if with_flow_map:
         for jumps in JUMPS:

@@ -37,12 +37,18 @@ _MIXTURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the picture shows the caption, and if not, what is wrong with it."""
+    """What is wrong with the picture: with its objects and background, and with where the objects stand."""
 
     problems: tuple[str, ...]
+    relation_problems: tuple[str, ...] = ()
 
     @property
     def correct(self) -> bool:
+        return not self.problems and not self.relation_problems
+
+    @property
+    def objects_correct(self) -> bool:
+        """Whether everything but the relations is as asked for."""
         return not self.problems
 
 
@@ -82,17 +88,23 @@ def check_scene(image: Tensor, scene: Scene) -> Verdict:
         stray |= mask & ~_dilate(match.pixels)
     if stray.sum() > MAX_STRAY_PIXELS:
         problems.append(f"{int(stray.sum())} pixels belong to no object of the caption")
+    misplaced: list[str] = []
     for relation, first, second in zip(scene.relations, matches, matches[1:], strict=False):
         if first is None or second is None:
             continue
         if not relation_holds(relation, first.centre, second.centre, MIN_OFFSET - CENTRE_TOLERANCE):
-            problems.append(f"an object is not {relation} the next")
-    return Verdict(tuple(problems))
+            misplaced.append(f"an object is not {relation} the next")
+    return Verdict(tuple(problems), tuple(misplaced))
+
+
+def check_scenes(images: Tensor, scenes: Sequence[Scene]) -> list[Verdict]:
+    """A verdict for each of the pictures [N, 3, 32, 32]."""
+    return [check_scene(image, scene) for image, scene in zip(images, scenes, strict=True)]
 
 
 def accuracy(images: Tensor, scenes: Sequence[Scene]) -> float:
     """Share of the pictures [N, 3, 32, 32] that show their scene."""
-    return sum(check_scene(image, scene).correct for image, scene in zip(images, scenes, strict=True)) / len(scenes)
+    return sum(verdict.correct for verdict in check_scenes(images, scenes)) / len(scenes)
 
 
 def best_match(mask: np.ndarray) -> Match:

@@ -38,8 +38,8 @@ class ShapesTrainingOptions:
     """What `stride train shapes` does; `steps` are of the velocity stage, `flow_map_steps` follow."""
 
     out: Path
-    steps: int = 2600
-    flow_map_steps: int = 900
+    steps: int = 3000
+    flow_map_steps: int = 1200
     batch_size: int = 48
     width: int = 256
     depth: int = 6
@@ -47,11 +47,11 @@ class ShapesTrainingOptions:
     patch_size: int = 8
     matrix_rate: float = 4e-3
     other_rate: float = 2e-3
-    flow_map_rate_factor: float = 0.4
+    flow_map_rate_factor: float = 0.5
     average_decay: float = 0.998
     flow_map_average_decay: float = 0.99
     caption_dropout: float = 0.1
-    velocity_share: float = 0.4
+    velocity_share: float = 0.5
     anchored_share: float = 0.35
     evaluate_every: int = 250
     evaluate_captions: int = 64
