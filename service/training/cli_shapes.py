@@ -21,6 +21,7 @@ _HELP = {
     "average_decay": "decay of the averaged weights",
     "flow_map_average_decay": "the same in the flow-map stage, whose teacher they are",
     "caption_dropout": "share of captions replaced by the empty one",
+    "noise_bias": "how far the times of the velocity rows lean to noise: the mean of a logit-normal",
     "velocity_share": "share of rows that still learn the velocity in the flow-map stage",
     "anchored_share": "share of the other rows that learn the guided velocity; the rest learn two jumps in one",
     "evaluate_every": "steps between evaluations and saved states",

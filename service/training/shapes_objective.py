@@ -45,15 +45,17 @@ def noise_images(images: Tensor, t: Tensor, generator: torch.Generator) -> tuple
     return (1 - time) * images + time * noise, noise - images
 
 
-def sample_velocity_times(count: int, generator: torch.Generator) -> Tensor:
-    """[count] logit-normal times (arXiv 2403.03206) that lean to noise, where the layout is decided."""
-    return torch.sigmoid(0.9 + torch.randn(count, generator=generator))
+def sample_velocity_times(count: int, bias: float, generator: torch.Generator) -> Tensor:
+    """[count] logit-normal times (arXiv 2403.03206); a positive `bias` leans to noise, where the layout is decided."""
+    return torch.sigmoid(bias + torch.randn(count, generator=generator))
 
 
-def velocity_loss(network: nn.Module, batch: TrainingBatch, dropout: float, generator: torch.Generator) -> Tensor:
+def velocity_loss(
+    network: nn.Module, batch: TrainingBatch, *, dropout: float, noise_bias: float, generator: torch.Generator
+) -> Tensor:
     """Mean squared error [B] of u(x_t, t, t) against eps - x0, with captions dropped at the rate `dropout`."""
     count = len(batch.images)
-    t = sample_velocity_times(count, generator)
+    t = sample_velocity_times(count, noise_bias, generator)
     x, target = noise_images(batch.images, t, generator)
     dropped = torch.rand(count, 1, generator=generator) < dropout
     text = torch.where(dropped, batch.empty_text, batch.text)
@@ -106,6 +108,7 @@ def flow_map_loss(
     *,
     longest: float,
     anchored: float,
+    noise_bias: float,
     generator: torch.Generator,
 ) -> Tensor:
     """Mean squared error [B] of u(x_t, t, s, w) for jumps of length up to `longest`.
@@ -118,7 +121,7 @@ def flow_map_loss(
     short = round(count * anchored)
     rows = sample_flow_map_rows(count, longest, network.config.guidance_range, generator)
     span = SHORTEST_JUMP * (2 * torch.rand(short, generator=generator) - 1).clamp_min(0)
-    t = torch.cat([torch.maximum(sample_velocity_times(short, generator), span), rows.t[short:]])
+    t = torch.cat([torch.maximum(sample_velocity_times(short, noise_bias, generator), span), rows.t[short:]])
     s = torch.cat([t[:short] - span, rows.s[short:]])
     x, _ = noise_images(batch.images, t, generator)
     anchors, chains = slice(0, short), slice(short, count)

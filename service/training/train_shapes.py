@@ -51,6 +51,7 @@ class ShapesTrainingOptions:
     average_decay: float = 0.998
     flow_map_average_decay: float = 0.99
     caption_dropout: float = 0.1
+    noise_bias: float = 0.9
     velocity_share: float = 0.5
     anchored_share: float = 0.35
     evaluate_every: int = 250
@@ -98,7 +99,13 @@ class ShapesTrainer:
         split = round(options.batch_size * options.velocity_share) if flow_map else options.batch_size
         # The fused attention has a slow backward pass in bfloat16 on CPUs.
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
-            velocity = velocity_loss(self.network, batch.part(slice(0, split)), options.caption_dropout, generator)
+            velocity = velocity_loss(
+                self.network,
+                batch.part(slice(0, split)),
+                dropout=options.caption_dropout,
+                noise_bias=options.noise_bias,
+                generator=generator,
+            )
             total, mapped = velocity.sum(), torch.zeros(1)
             if flow_map:
                 self.average.copy_to(self.teacher)
@@ -108,6 +115,7 @@ class ShapesTrainer:
                     batch.part(slice(split, None)),
                     longest=self._longest_jump(),
                     anchored=options.anchored_share,
+                    noise_bias=options.noise_bias,
                     generator=generator,
                 )
                 total = total + mapped.sum()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from service.workers.block_pool import BlockPool
 
@@ -22,9 +21,7 @@ class PagedCache:
     def block_bytes(layers: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
         return layers * 2 * block_size * kv_heads * head_dim * dtype.itemsize
 
-    def slots(self, blocks: list[int], start: int, stop: int) -> Tensor:
-        """Slots int64 [stop - start] of the positions start..stop-1 of a request that holds `blocks`."""
-        positions = torch.arange(start, stop)
-        table = torch.tensor(blocks, dtype=torch.int64)
+    def slots(self, blocks: list[int], start: int, stop: int) -> list[int]:
+        """Slots of the positions start..stop-1 of a request that holds `blocks`."""
         size = self.pool.block_size
-        return table[positions // size] * size + positions % size
+        return [blocks[position // size] * size + position % size for position in range(start, stop)]

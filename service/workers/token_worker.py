@@ -17,7 +17,7 @@ from service.workers.batch_invariant import TILE, make_batch_invariant
 from service.workers.block_pool import BlockPool
 from service.workers.paged_cache import PagedCache
 from service.workers.purposes import TOKEN_DRAW
-from service.workers.types import RowError, TokenMove, TokenOutcome
+from service.workers.types import Draws, RowError, TokenMove, TokenOutcome
 
 
 class PagedAttention:
@@ -33,8 +33,8 @@ class PagedAttention:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self._store[layer]
-        keys[self._written] = key.to(keys.dtype)
-        values[self._written] = value.to(values.dtype)
+        keys.index_copy_(0, self._written, key.to(keys.dtype))
+        values.index_copy_(0, self._written, value.to(values.dtype))
         return paged_attention(query, keys, values, self._groups)
 
 
@@ -68,25 +68,24 @@ class TokenWorker:
         """One outcome a move: the readings of the last row's wanted positions, or why that move failed."""
         tokens: list[int] = []
         positions: list[int] = []
-        written: list[Tensor] = []
+        written: list[int] = []
         plans: list[Plan] = []
         wanted: list[int] = []
         for move in moves:
             for row in move.rows:
                 stop = row.start + len(row.tokens)
                 first = self._first(row.start)
-                slots = self.cache.slots(move.blocks, first, stop)
-                plan = Plan(len(tokens), len(row.tokens), row.start, first, slots, row.mode == "block")
+                plan = Plan(len(tokens), len(row.tokens), row.start, first, move.blocks, row.mode == "block")
                 plans += self._single_queries(plan) if self._batch_invariant and row.mode == "causal" else [plan]
-                written.append(slots[len(slots) - len(row.tokens) :])
+                written += self.cache.slots(move.blocks, row.start, stop)
                 if row is move.rows[-1]:
                     wanted.extend(len(tokens) + offset for offset in row.wanted)
                 tokens.extend(row.tokens)
                 positions.extend(range(row.start, stop))
         window = self.network.config.sliding_window
         sets = [[plan] for plan in plans] if self._batch_invariant else [plans]
-        groups = [group for some in sets for group in plan_groups(some, window, self.device)]
-        attention = PagedAttention(self.cache, torch.cat(written).to(self.device), groups)
+        groups = [group for some in sets for group in plan_groups(some, self.pool.block_size, window, self.device)]
+        attention = PagedAttention(self.cache, self._long(written), groups)
         hidden = self.network.hidden(self._long(tokens), self._long(positions), attention)
         if not wanted:
             return [[] for _ in moves]
@@ -103,9 +102,7 @@ class TokenWorker:
         rows = []
         for i in range(plan.queries):
             position = plan.start + i
-            first = self._first(position)
-            slots = plan.slots[first - plan.first : position + 1 - plan.first]
-            rows.append(Plan(plan.offset + i, 1, position, first, slots, False))
+            rows.append(Plan(plan.offset + i, 1, position, self._first(position), plan.blocks, False))
         return rows
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -130,14 +127,13 @@ class TokenWorker:
                 penalised = torch.where(seen > 0, seen / draw.repetition_penalty, seen * draw.repetition_penalty)
                 logits[i, list(draw.seen)] = penalised
         numbers = [_draw_number(row, offset) for row in (move.rows[-1] for move in moves) for offset in row.wanted]
-        seeds = self._long([draw.seed for draw in draws])
         chosen, confidence = draw_tokens(
             logits,
             torch.tensor([draw.temperature for draw in draws], device=self.device),
             self._long([draw.top_k for draw in draws]),
             torch.tensor([draw.top_p for draw in draws], device=self.device),
             torch.tensor([draw.min_p for draw in draws], device=self.device),
-            uniform(seeds, self._long(numbers), TOKEN_DRAW, 1, dtype=torch.float64)[:, 0],
+            self._uniform(draws, numbers),
         )
         readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
         outcomes: list[TokenOutcome] = []
@@ -149,6 +145,13 @@ class TokenWorker:
                 outcomes.append(RowError("the model's output for this request is not finite"))
             at += count
         return outcomes
+
+    def _uniform(self, draws: Sequence[Draws], numbers: Sequence[int]) -> Tensor:
+        """A number in (0, 1) for every draw; none are made when all are greedy."""
+        if all(draw.temperature == 0 for draw in draws):
+            return torch.zeros(len(draws), dtype=torch.float64, device=self.device)
+        seeds = self._long([draw.seed for draw in draws])
+        return uniform(seeds, self._long(numbers), TOKEN_DRAW, 1, dtype=torch.float64)[:, 0]
 
 
 def _draw_number(row: TokenRow, offset: int) -> int:
