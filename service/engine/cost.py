@@ -15,12 +15,19 @@ class ForwardCost:
             setattr(self, name, self._memory * getattr(self, name) + value)
 
     def affordable(self, seconds: float) -> int | None:
-        """The largest size expected to run within `seconds`, at least 1; None while nothing is known."""
+        """The largest size whose forward is expected to take `seconds`; None while the slope is not known.
+
+        Where the fixed part alone takes longer than that, small batches would only waste it: the size is then the one
+        that doubles the fixed part.
+        """
         if self._weight == 0.0:
             return None
         mean_n, mean_s = self._n / self._weight, self._s / self._weight
         variance = self._nn / self._weight - mean_n**2
-        slope = (self._ns / self._weight - mean_n * mean_s) / variance if variance > 1e-9 else mean_s / mean_n
+        if variance < 1e-6 * mean_n**2:
+            return None
+        slope = (self._ns / self._weight - mean_n * mean_s) / variance
         if slope <= 0.0:
             return None
-        return max(1, int((seconds - (mean_s - slope * mean_n)) / slope))
+        fixed = max(0.0, mean_s - slope * mean_n)
+        return max(1, int(max(seconds - fixed, fixed) / slope + 1e-9))

@@ -125,4 +125,11 @@ def test_cost_is_a_fixed_part_and_a_slope() -> None:
     for size in (2, 8, 8, 16, 4):
         cost.observe(size, 0.5 + 0.1 * size)
     assert cost.affordable(1.55) == 10
-    assert cost.affordable(0.1) == 1
+    assert cost.affordable(0.1) == 5  # 0.5 s are spent in any case; less work a forward would only waste them
+
+
+def test_forwards_of_one_size_say_nothing_of_the_slope() -> None:
+    cost = ForwardCost()
+    for _ in range(20):
+        cost.observe(1, 0.4)  # a slow start must not hold the batch at one row for ever
+    assert cost.affordable(0.2) is None
