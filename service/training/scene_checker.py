@@ -14,7 +14,6 @@ from torch import Tensor
 from service.training.scenes import (
     BACKGROUNDS,
     COLOURS,
-    IMAGE_SIZE,
     MIN_OFFSET,
     SHAPES,
     SIZES,
@@ -200,6 +199,3 @@ def _parts(mask: np.ndarray) -> int:
             front += around
         parts += size >= MIN_PART_PIXELS
     return parts
-
-
-assert max(SIZES.values()) <= IMAGE_SIZE

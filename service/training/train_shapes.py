@@ -136,6 +136,7 @@ class ShapesTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = int(state["step"])
         self.average.load_state_dict(state["average"])
+        self.average.decay = self.options.average_decay
         if self.step > self.options.steps:
             self._enter_flow_map_stage()
         self.network.load_state_dict(state["network"])
