@@ -42,11 +42,14 @@ async def generations(body: ImageBody, request: Request, service: ServiceDep) ->
 
 
 def _preview_every(steps: int, procedure: str, wanted: int) -> int:
-    """Rows between previews so that at least `wanted` come before the last row, as far as there are rows."""
+    """Rows between previews so that at least `wanted` come before the last row. Raises ApiError for too few rows."""
     if wanted == 0:
         return 0
     rows = 2 * steps - 1 if procedure == "heun" else steps
-    return max(1, rows // (wanted + 1))
+    if rows <= wanted:
+        message = f"{procedure} with {steps} steps has {rows - 1} states before the last; ask for as many partial_images or fewer"
+        raise ApiError(400, message, "partial_images", "invalid_value")
+    return rows // (wanted + 1)
 
 
 async def _whole(job: Job, body: ImageBody) -> dict[str, Any]:

@@ -65,6 +65,8 @@ CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
     (IMAGES, IMAGE | {"prompt": "a red unicorn"}, 400, "prompt"),
     (IMAGES, IMAGE | {"prompt": "red " * 500}, 400, "prompt"),
     (IMAGES, IMAGE | {"partial_images": 4, "stream": True}, 400, "partial_images"),
+    (IMAGES, IMAGE | {"partial_images": 2, "stream": True, "num_inference_steps": 2}, 400, "partial_images"),
+    (IMAGES, IMAGE | {"partial_images": 2}, 400, "partial_images"),
     (IMAGES, IMAGE | {"num_inference_steps": 0}, 400, "procedure.steps"),
     (IMAGES, IMAGE | {"num_inference_steps": 4} | _procedure("euler", steps=5), 400, "num_inference_steps"),
     (IMAGES, IMAGE | {"response_format": "url"}, 400, "response_format"),
