@@ -6,16 +6,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from tomllib import TOMLDecodeError
 
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from service import __version__
 from service.settings import Settings, load_settings
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", action="append", dest="models", metavar="NAME[=FOLDER,key=value]", help="repeatable")
+    parser.add_argument("--model", action="append", dest="models", metavar="NAME[=FOLDER][,key=value...]", help="repeatable")
     parser.add_argument("--config", type=Path, help="TOML file of settings")
     for name, field in Settings.model_fields.items():
         if name == "models":
@@ -35,18 +37,33 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _serve(args: argparse.Namespace) -> int:
     from service.api.app import create_app
 
+    if args.config is not None and not args.config.is_file():
+        print(f"stride serve: --config: there is no file {args.config}", file=sys.stderr)
+        return 2
     try:
         settings = _settings(args)
     except ValidationError as error:
         for problem in error.errors():
             print(f"stride serve: {'.'.join(map(str, problem['loc']))}: {problem['msg']}", file=sys.stderr)
         return 2
+    except (SettingsError, TOMLDecodeError) as error:
+        print(f"stride serve: {error} (lists in STRIDE_* variables are JSON)", file=sys.stderr)
+        return 2
+    failed = False
+
+    def give_up() -> None:
+        nonlocal failed
+        failed = server.should_exit = True
+
     # "%s" keeps uvicorn from resetting the loggers that the engine client uses.
-    uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, log_level=settings.log_level, access_log=False,
-        timeout_graceful_shutdown=10,
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, give_up), host=settings.host, port=settings.port, log_level=settings.log_level,
+            access_log=False, timeout_graceful_shutdown=10,
+        )
     )  # fmt: skip
-    return 0
+    server.run()
+    return 0 if server.started and not failed else 3
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -16,10 +16,10 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    models: list[str] = Field(["shakespeare", "shapes"], description="bare embedded names or NAME=FOLDER[,key=value...]")
+    models: list[str] = Field(["shakespeare", "shapes"], description="embedded names or NAME=FOLDER, each with [,key=value...]")
     api_key: str | None = Field(None, description="when set, requests need `Authorization: Bearer KEY`")
     device: str = "cpu"
-    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 leaves one processor to the front end")
+    threads: int = Field(0, ge=0, description="CPU threads of a forward; 0: all for long ones, one less for short ones")
     batch_invariant: bool = Field(False, description="bit-for-bit results whatever the batch, at a cost in speed")
     max_waiting: int = Field(1024, ge=1, description="requests in the queue before 429")
     max_running: int = Field(64, ge=1, description="requests of one model that hold memory at a time")
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     kv_block: int = Field(16, ge=1, description="tokens in a KV block")
     max_body_bytes: int = Field(4 << 20, ge=1024)
     max_n: int = Field(16, ge=1, description="outputs of one request")
-    log_level: str = "info"
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
 
     @classmethod
     def settings_customise_sources(

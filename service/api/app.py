@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -20,13 +20,13 @@ DESCRIPTION = """One server for every kind of generator. A token step and a refi
 kind of work for one scheduler. The OpenAI routes take the clients you have; `/v1/generate` shows all that happens."""
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application; its lifespan starts and stops the engine process."""
+def create_app(settings: Settings, give_up: Callable[[], None] = lambda: None) -> FastAPI:
+    """The application; its lifespan starts and stops the engine process. `give_up` is called when no engine can start."""
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client = EngineClient(settings, metrics.observe)
+        client = EngineClient(settings, metrics.observe, give_up)
         app.state.service = Service(settings, client, metrics)
         await client.start()
         yield

@@ -97,10 +97,18 @@ def install_handlers(app: FastAPI) -> None:
         place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
         if problem["type"] in ("json_invalid", "json_type"):
             return ApiError(400, f"the body is not JSON: {problem['msg']}", None, "invalid_json").response()
-        names = [part for part in place if not any(c in part for c in "[(") and not _is_type_name(part)]
+        if isinstance(problem.get("input"), bytes):
+            return ApiError(
+                400, "the body must be JSON, sent with Content-Type: application/json", None, "invalid_json"
+            ).response()
+        unknown = problem["type"] == "extra_forbidden"
+        names = [
+            part for part in place[: -1 if unknown else None] if "[" not in part and "(" not in part and not _is_type_name(part)
+        ]
+        names += place[-1:] if unknown else []
         given = _shown(problem.get("input"))
         code = "missing_field" if problem["type"] == "missing" else "invalid_value"
-        if problem["type"] == "extra_forbidden":
+        if unknown:
             code, given = "unknown_field", ""
         message = f"{'.'.join(names) or 'the body'}: {problem['msg']}{given if code == 'invalid_value' else ''}"
         return ApiError(400, message, ".".join(names) or None, code).response()
@@ -108,7 +116,10 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {error.detail}"
-        response = ApiError(error.status_code, message, None, None).response()
+        code = {400: "invalid_json", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(
+            error.status_code
+        )
+        response = ApiError(error.status_code, message, None, code).response()
         response.headers.update(error.headers or {})
         return response
 
@@ -120,7 +131,7 @@ def install_handlers(app: FastAPI) -> None:
 
 def _is_type_name(part: str) -> bool:
     """Members of a union that pydantic puts into the location of an error."""
-    return part in ("str", "int", "float", "bool", "dict", "list", "ProcedureChoice")
+    return part in ("str", "int", "float", "bool", "dict", "list", "constrained-str", "ProcedureChoice")
 
 
 def _shown(value: Any) -> str:

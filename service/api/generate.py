@@ -17,7 +17,7 @@ from service.api.schemas import GenerateBody
 from service.api.service_state import Service, ServiceDep
 from service.api.text_output import TextOutput
 from service.engine.messages import Done, ImageWork, ModelCard, Preview, Revision, TextWork, Tokens
-from service.engine.validation import InvalidField, procedure_parameters
+from service.engine.validation import InvalidField, check_negative, procedure_parameters, refinement_rows
 
 router = APIRouter(tags=["Stride"], responses=RESPONSES)
 MASK = "▁"
@@ -29,7 +29,7 @@ class Generation:
     def __init__(self, service: Service, job: Job, body: GenerateBody) -> None:
         self.job = job
         self.codec = service.codec(job.card.folder)
-        self.texts = [TextOutput(job, i, self.codec, body.stops()) for i in range(body.n)]
+        self.texts = [TextOutput(job, i, self.codec, body) for i in range(body.n)]
         self.done: dict[int, Done] = {}
 
     async def answer(self) -> dict[str, Any]:
@@ -115,12 +115,24 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
     check_n(service, body.n)
     work = _text(service, card, body) if card.kind == "text" else _image(service, card, body)
     procedure, parameters = procedure_parameters(card, body.choice())
+    if body.negative_prompt:
+        check_negative(card, procedure, parameters)
+    if body.preview_every:
+        _check_previews(body, procedure, parameters["steps"])
     job = Job(service, request.state.id, card, procedure, parameters)
     job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)
     generation = Generation(service, job, body)
     if body.stream:
         return sse.stream(generation.events())
     return JSONResponse(await unless_gone(request, job, generation.whole()))
+
+
+def _check_previews(body: GenerateBody, procedure: str, steps: int) -> None:
+    rows = refinement_rows(procedure, steps)
+    if not body.stream:
+        raise InvalidField("preview_every", "preview_every needs stream: true")
+    if body.preview_every >= rows:
+        raise InvalidField("preview_every", f"{procedure} with {steps} steps has {rows} evaluations; preview_every must be below")
 
 
 def _text(service: Service, card: ModelCard, body: GenerateBody) -> TextWork:

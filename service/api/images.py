@@ -17,7 +17,7 @@ from service.api.running import Job, total, unless_gone
 from service.api.schemas import ImageBody
 from service.api.service_state import ServiceDep
 from service.engine.messages import Done, Preview, Usage
-from service.engine.validation import procedure_parameters
+from service.engine.validation import InvalidField, check_negative, procedure_parameters, refinement_rows
 
 router = APIRouter(tags=["OpenAI"], responses=RESPONSES)
 
@@ -31,7 +31,15 @@ async def generations(body: ImageBody, request: Request, service: ServiceDep) ->
     if body.partial_images and not body.stream:
         raise ApiError(400, "partial_images needs stream: true", "partial_images", "invalid_value")
     choice = image_parameters(body.choice(), body.num_inference_steps, body.guidance_scale, card.default_procedure)
-    procedure, parameters = procedure_parameters(card, choice)
+    try:
+        procedure, parameters = procedure_parameters(card, choice)
+    except InvalidField as error:
+        theirs = {"procedure.steps": "num_inference_steps", "procedure.guidance": "guidance_scale"}.get(error.param)
+        if theirs is None or getattr(body, theirs) is None:
+            raise
+        raise InvalidField(theirs, str(error)) from None
+    if body.negative_prompt:
+        check_negative(card, procedure, parameters)
     every = _preview_every(parameters["steps"], procedure, body.partial_images)
     work = image_work(service, card, body.prompt, body.negative_prompt, body.size, every)
     job = Job(service, request.state.id, card, procedure, parameters)
@@ -45,9 +53,9 @@ def _preview_every(steps: int, procedure: str, wanted: int) -> int:
     """Rows between previews so that at least `wanted` come before the last row. Raises ApiError for too few rows."""
     if wanted == 0:
         return 0
-    rows = 2 * steps - 1 if procedure == "heun" else steps
+    rows = refinement_rows(procedure, steps)
     if rows <= wanted:
-        message = f"{procedure} with {steps} steps has {rows - 1} states before the last; ask for as many partial_images or fewer"
+        message = f"{procedure} with {steps} steps can give at most {rows - 1} partial images, not {wanted}"
         raise ApiError(400, message, "partial_images", "invalid_value")
     return rows // (wanted + 1)
 
@@ -57,6 +65,8 @@ async def _whole(job: Job, body: ImageBody) -> dict[str, Any]:
     async for item in job.events():
         if item is not None and isinstance(item[1], Done):
             done[item[0]] = item[1]
+    if not all(event.rgb for event in done.values()):
+        raise _cancelled()
     data = [{"b64_json": await encoded(done[i], body.output_format), "seed": job.seeds[i]} for i in sorted(done)]
     return {
         "created": int(time.time()),
@@ -65,6 +75,10 @@ async def _whole(job: Job, body: ImageBody) -> dict[str, Any]:
         "size": f"{done[0].width}x{done[0].height}",
         "usage": _usage([done[i].usage for i in sorted(done)]),
     }
+
+
+def _cancelled() -> ApiError:
+    return ApiError(499, "the request was cancelled", None, "cancelled")
 
 
 def _usage(usages: list[Usage]) -> dict[str, Any]:
@@ -88,7 +102,9 @@ async def _events(job: Job, body: ImageBody, size: str) -> AsyncIterator[str]:
                 kind = "image_generation.partial_image"
                 picture = await encoded(event, body.output_format)
                 yield sse.event({"type": kind, "b64_json": picture, "partial_image_index": number, **head}, kind)
-            elif isinstance(event, Done) and event.rgb:
+            elif isinstance(event, Done):
+                if not event.rgb:
+                    raise _cancelled()
                 kind = "image_generation.completed"
                 picture = await encoded(event, body.output_format)
                 yield sse.event({"type": kind, "b64_json": picture, "usage": _usage([event.usage]), **head}, kind)

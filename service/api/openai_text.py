@@ -95,13 +95,15 @@ async def chat_completions(body: ChatBody, request: Request, service: ServiceDep
 async def _exchange(service: Service, request: Request, body: TextFields, work: TextWork, chat: bool, prefix: str) -> Response:
     if (field := body.unsupported()) is not None:
         raise not_supported(field)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream: true", "stream_options", "invalid_value")
     check_n(service, body.n)
     card = service.card(body.model)
     procedure, parameters = procedure_parameters(card, body.choice())
     job = Job(service, request.state.id, card, procedure, parameters)
     job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)
     codec = service.codec(card.folder)
-    outputs = [TextOutput(job, i, codec, body.stops()) for i in range(body.n)]
+    outputs = [TextOutput(job, i, codec, body) for i in range(body.n)]
     exchange = Exchange(job, body, outputs, chat, prefix, int(time.time()))
     if body.stream:
         return sse.stream(_chunks(exchange))

@@ -4,16 +4,45 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from service.api.errors import ApiError
 
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Number = StrictFloat | StrictInt
 TokenId = Annotated[StrictInt, Field(ge=0)]
-Stop = StrictStr | Annotated[list[Annotated[StrictStr, Field(min_length=1)]], Field(max_length=16)]
+StopString = Annotated[StrictStr, Field(min_length=1)]
+Stop = StopString | Annotated[list[StopString], Field(max_length=16)]
 
 
 class Body(BaseModel):
+    """A field that is null is one that is not given, as OpenAI's clients have it."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        refuse_half_characters(raw)
+        return {name: value for name, value in raw.items() if value is not None}
+
+
+def refuse_half_characters(value: Any, place: str = "") -> None:
+    """JSON can spell half of a surrogate pair, which is no text. Raises ApiError with the field that has one."""
+    if isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ApiError(
+                400, f"{place or 'the body'} holds half of a surrogate pair, which is no text", place or None, "invalid_value"
+            )
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            refuse_half_characters(name, place)
+            refuse_half_characters(item, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_half_characters(item, f"{place}.{index}")
 
 
 class Served(Body):
@@ -37,16 +66,16 @@ class Served(Body):
 class SamplingFields(Body):
     temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[StrictInt, Field(ge=-1)] = 0
+    top_k: Annotated[StrictInt, Field(ge=-1, le=1_000_000)] = 0
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] = 1.0
     min_tokens: Annotated[StrictInt, Field(ge=0)] = 0
     ignore_eos: StrictBool = False
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] = []
     stop: Stop | None = None
 
     def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) and self.stop else list(self.stop or [])
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
 
 
 class StreamOptions(Body):
@@ -133,7 +162,9 @@ class GenerateBody(Served, SamplingFields):
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     size: StrictStr | None = None
     negative_prompt: StrictStr | None = None
-    preview_every: Annotated[StrictInt, Field(ge=0, description="steps between previews; 0 is none")] = 0
+    preview_every: Annotated[
+        StrictInt, Field(ge=0, le=10_000, description="evaluations between previews, with stream; 0 is none")
+    ] = 0
 
 
 class TokenizeBody(Body):

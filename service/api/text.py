@@ -42,6 +42,9 @@ class TextCodec:
         """The prompt of a chat. Raises InvalidField when the model has no template or the template refuses."""
         if self._template is None:
             raise InvalidField("model", "this model has no chat template; use /v1/completions")
+        reserved = {"messages", "add_generation_prompt", "bos_token", "eos_token"} & options.keys()
+        if reserved:
+            raise InvalidField("chat_template_kwargs", f"{', '.join(sorted(reserved))} cannot be set by chat_template_kwargs")
         words = {"bos_token": self._config.get("bos_token") or "", "eos_token": self._config.get("eos_token") or ""}
         try:
             return str(self._template.render(messages=messages, add_generation_prompt=True, **words, **options))

@@ -70,15 +70,19 @@ class EngineStream:
 
 
 class EngineClient:
-    """One engine process and everything in flight in it. `observe` is called with what the metrics are made of."""
+    """One engine process and everything in flight in it. `observe` is called with what the metrics are made of, `give_up`
+    when the models cannot be loaded and trying again would not help."""
 
-    def __init__(self, settings: Settings, observe: Callable[[Tick | Gauges], None]) -> None:
+    def __init__(
+        self, settings: Settings, observe: Callable[[Tick | Gauges], None], give_up: Callable[[], None] = lambda: None
+    ) -> None:
         self.models: dict[str, ModelCard] = {}
         self.ready = False
         self.restarts = 0
         self.failure: str | None = None
         self._settings = settings
         self._observe = observe
+        self._give_up = give_up
         self._streams: dict[str, EngineStream] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[FromEngine])
@@ -126,12 +130,12 @@ class EngineClient:
         room = self._settings.max_waiting + self._settings.max_running * len(self.models)
         if len(self._streams) + len(submits) > room:
             raise QueueFull(f"{len(self._streams)} requests are queued or running")
-        streams = []
-        for submit in submits:
-            stream = EngineStream(submit.id)
-            self._streams[submit.id] = stream
-            self._send(submit)
-            streams.append(stream)
+        # Encoded before anything is registered: what cannot be sent must not hold a place.
+        encoded = [self._encoder.encode(submit) for submit in submits]
+        streams = [EngineStream(submit.id) for submit in submits]
+        self._streams |= {stream.id: stream for stream in streams}
+        for message in encoded:
+            self._send_bytes(message)
         return streams
 
     def finish(self, request_id: str, reason: FinishReason = "cancelled") -> bool:
@@ -142,9 +146,12 @@ class EngineClient:
         return True
 
     def _send(self, message: ToEngine) -> None:
+        self._send_bytes(self._encoder.encode(message))
+
+    def _send_bytes(self, message: bytes) -> None:
         if self._outbox is not None:
             # An asyncio socket returns a future; the engine's queue is unbounded, so the send itself never waits.
-            self._outbox.send(self._encoder.encode(message))
+            self._outbox.send(message)
 
     async def _supervise(self) -> None:
         delay = 0.1
@@ -162,6 +169,7 @@ class EngineClient:
             if code == MODEL_ERROR_EXIT:
                 self.failure = "the engine could not load its models; its log says why"
                 log.error("%s", self.failure)
+                self._give_up()
                 return
             self.restarts += 1
             log.error("the engine ended with code %s; starting it again", code)

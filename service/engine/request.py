@@ -96,7 +96,7 @@ class TextRequest(Request):
         fresh = state.tokens[before:]
         if not fresh:
             if self.work.revisions and rows[-1].axis is Axis.REFINE:
-                return [Revision(self.id, before, list(state.canvas))]
+                return [Revision(self.id, before, state.canvas[: state.limit - before])]
             return []
         floor = state.prompt_length + self.work.min_tokens
         for offset, token in enumerate(fresh):

@@ -43,7 +43,7 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
     try:
         parameters = msgspec.convert(raw, spec.parameters, strict=True)
     except msgspec.ValidationError as error:
-        raise _explained(error) from None
+        raise _explained(error, raw, spec.parameters) from None
     block_length = getattr(parameters, "block_length", None)
     if block_length is not None and card.block_lengths and block_length not in card.block_lengths:
         allowed = ", ".join(map(str, card.block_lengths))
@@ -59,10 +59,33 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
     return name, msgspec.to_builtins(parameters)
 
 
-def _explained(error: msgspec.ValidationError) -> InvalidField:
-    """msgspec names the place as "... - at `$.steps`", an unknown field in the text itself."""
+def refinement_rows(procedure: str, steps: int) -> int:
+    """Evaluations of a request for a picture, one state each."""
+    return 2 * steps - 1 if procedure == "heun" else steps
+
+
+def check_negative(card: ModelCard, procedure: str, parameters: Mapping[str, Any]) -> None:
+    """Raises InvalidField where a negative prompt would change nothing: it stands in for the empty caption of guidance."""
+    reason = None
+    if card.guidance_input and "flow_map(x,t,s)" in PROCEDURES[procedure].needs:
+        able = [name for name in card.procedures if "flow_map(x,t,s)" not in PROCEDURES[name].needs]
+        reason = f"{procedure} takes guidance as an input of the network; these take a negative prompt: {', '.join(able)}"
+    elif parameters["guidance"] == 1.0:
+        reason = "guidance 1 is no guidance, and has no use for a negative prompt"
+    if reason is not None:
+        raise InvalidField("negative_prompt", reason)
+
+
+def _explained(error: msgspec.ValidationError, given: Mapping[str, Any], parameters: type[msgspec.Struct]) -> InvalidField:
+    """msgspec names the place as "... - at `$.steps`", an unknown field in the text, a struct's own check in its first word."""
     text = str(error)
     place = re.search(r"at `\$\.?([^`]*)`", text)
     unknown = re.search(r"unknown field `([^`]+)`", text)
-    field = place.group(1) if place and place.group(1) else unknown.group(1) if unknown else ""
-    return InvalidField(f"procedure.{field}" if field else "procedure", text.split(" - at ")[0])
+    own = re.match(r"`(\w+)`", text)
+    field = next((found.group(1) for found in (place, unknown, own) if found and found.group(1)), "")
+    problem = text.split(" - at ")[0]
+    if field in given and not unknown:
+        schema = msgspec.json.schema(parameters)["$defs"][parameters.__name__]
+        allowed = schema["properties"][field].get("enum", [])
+        problem += f" (given: {given[field]!r:.80}{'; allowed: ' + ', '.join(allowed) if allowed else ''})"
+    return InvalidField(f"procedure.{field}" if field else "procedure", f"{field}: {problem}" if field else problem)

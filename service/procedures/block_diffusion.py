@@ -5,7 +5,8 @@ finished canvas (its keys and values, computed causally from the final tokens) r
 next canvas, so a block costs as many forwards as its refinement. Which masked positions are set in a forward:
 
 - `confidence`: the ones the network is surest of, block_length / steps of them (LLaDA, arXiv 2502.09992);
-- `threshold`: all whose probability exceeds `threshold`, at least one (Fast-dLLM, arXiv 2505.22618).
+- `threshold`: the leftmost, and all others whose probability exceeds `threshold` (Fast-dLLM, arXiv 2505.22618, which
+  sets the surest when none does; the leftmost follows known text, so that drawing it is next-token sampling).
 
 Positions set together are drawn independently: an approximation, whose bound is the threshold or the step count.
 """
@@ -26,8 +27,26 @@ class BlockDiffusionParameters(msgspec.Struct, frozen=True, forbid_unknown_field
 
     block_length: Annotated[int, Meta(ge=1, le=256, description="tokens in a canvas")] = 16
     rule: Annotated[Literal["threshold", "confidence"], Meta(description="which positions a forward sets")] = "threshold"
-    threshold: Annotated[float, Meta(ge=0.0, le=1.0, description="probability above which a token is set")] = 0.9
-    steps: Annotated[int, Meta(ge=1, le=256, description="forwards a canvas, under the rule `confidence`")] = 8
+    threshold: (
+        Annotated[float, Meta(ge=0.0, le=1.0, description="probability above which a token is set; 0.9 by default")] | None
+    ) = None
+    steps: (
+        Annotated[int, Meta(ge=1, le=256, description="forwards a canvas, by the rule `confidence`; half its tokens by default")]
+        | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        """Fills in the default of the rule's own parameter. Raises ValueError when the other's is given."""
+        if self.rule == "threshold":
+            if self.steps is not None:
+                raise ValueError("`steps` is for the rule confidence; the rule is threshold")
+            msgspec.structs.force_setattr(self, "threshold", 0.9 if self.threshold is None else self.threshold)
+            return
+        if self.threshold is not None:
+            raise ValueError("`threshold` is for the rule threshold; the rule is confidence")
+        if self.steps is not None and self.steps > self.block_length:
+            raise ValueError(f"`steps` must be at most block_length, {self.block_length}")
+        msgspec.structs.force_setattr(self, "steps", self.steps or max(1, self.block_length // 2))
 
 
 @dataclass(frozen=True)
@@ -47,8 +66,7 @@ class BlockDiffusion:
 
     def fold(self, state: TokenState, readings: list[Reading]) -> None:
         masked = [offset for offset, token in enumerate(state.canvas) if token is None]
-        surest = sorted(range(len(masked)), key=lambda i: -readings[i].confidence)
-        for i in surest[: self._count(state, readings, len(masked))]:
+        for i in self._chosen(state, readings):
             state.canvas[masked[i]] = readings[i].token
         state.canvas_step += 1
         if all(token is not None for token in state.canvas):
@@ -59,9 +77,13 @@ class BlockDiffusion:
     def scratch(self) -> int:
         return self.parameters.block_length
 
-    def _count(self, state: TokenState, readings: list[Reading], masked: int) -> int:
-        """How many of the masked positions, the surest first, this forward sets; at least one."""
+    def _chosen(self, state: TokenState, readings: list[Reading]) -> list[int]:
+        """Which of the masked positions this forward sets; at least one."""
         if self.parameters.rule == "threshold":
-            return max(1, sum(reading.confidence > self.parameters.threshold for reading in readings))
+            threshold = self.parameters.threshold
+            assert threshold is not None
+            return [i for i, reading in enumerate(readings) if i == 0 or reading.confidence > threshold]
+        assert self.parameters.steps is not None
         remaining_steps = max(1, self.parameters.steps - state.canvas_step)
-        return -(-masked // remaining_steps)
+        surest = sorted(range(len(readings)), key=lambda i: -readings[i].confidence)
+        return surest[: -(-len(readings) // remaining_steps)]

@@ -77,9 +77,13 @@ class Dpmpp2mParameters(SamplerParameters, frozen=True, kw_only=True):
 
 
 class FlowMapParameters(SamplerParameters, frozen=True, kw_only=True):
-    """Jumps of a flow map; one evaluation a jump. Needs a model that takes the target time."""
+    """Jumps of a flow map; one evaluation a jump. Needs a model that takes the target time.
+
+    The first jumps are short by default: what stands where is decided near the noise.
+    """
 
     steps: Steps = 4
+    shift: Shift = 3.0
 
     def table(self) -> SamplerTable:
         return flow_map(flow_grid(self.steps, self.shift))
@@ -89,6 +93,7 @@ class ConsistencyParameters(SamplerParameters, frozen=True, kw_only=True):
     """Jumps to the data with fresh noise between them. Needs a model that takes the target time."""
 
     steps: Steps = 4
+    shift: Shift = 3.0
 
     def table(self) -> SamplerTable:
         return consistency(flow_grid(self.steps, self.shift))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 import httpx
@@ -67,7 +68,12 @@ CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
     (IMAGES, IMAGE | {"partial_images": 4, "stream": True}, 400, "partial_images"),
     (IMAGES, IMAGE | {"partial_images": 2, "stream": True, "num_inference_steps": 2}, 400, "partial_images"),
     (IMAGES, IMAGE | {"partial_images": 2}, 400, "partial_images"),
-    (IMAGES, IMAGE | {"num_inference_steps": 0}, 400, "procedure.steps"),
+    (IMAGES, IMAGE | {"num_inference_steps": 0}, 400, "num_inference_steps"),
+    (IMAGES, IMAGE | {"num_inference_steps": 10**400}, 400, "num_inference_steps"),
+    (IMAGES, IMAGE | {"guidance_scale": 99}, 400, "guidance_scale"),
+    (IMAGES, IMAGE | {"negative_prompt": "blue square"}, 400, "negative_prompt"),
+    (IMAGES, IMAGE | {"negative_prompt": "blue square", "guidance_scale": 1} | _procedure("euler"), 400, "negative_prompt"),
+    (IMAGES, IMAGE | {"prompt": "\ud800"}, 400, "prompt"),
     (IMAGES, IMAGE | {"num_inference_steps": 4} | _procedure("euler", steps=5), 400, "num_inference_steps"),
     (IMAGES, IMAGE | {"response_format": "url"}, 400, "response_format"),
     (IMAGES, IMAGE | _procedure("autoregressive"), 400, "procedure.name"),
@@ -82,6 +88,23 @@ CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
     (GENERATE, TEXT | {"size": "32x32"}, 400, "size"),
     (GENERATE, TEXT | {"input_tokens": [1]}, 400, "prompt"),
     (GENERATE, {"model": "shakespeare", "max_tokens": 3}, 400, "prompt"),
+    (GENERATE, IMAGE | {"preview_every": 2}, 400, "preview_every"),
+    (GENERATE, IMAGE | {"preview_every": 4, "stream": True}, 400, "preview_every"),
+    (GENERATE, IMAGE | {"preview_every": 2**64, "stream": True}, 400, "preview_every"),
+    (GENERATE, TEXT | {"top_k": 2**63}, 400, "top_k"),
+    (GENERATE, TEXT | {"top_k": 10**30}, 400, "top_k"),
+    (GENERATE, TEXT | {"prompt": "half \udc00"}, 400, "prompt"),
+    (GENERATE, TEXT | _procedure("autoregressive", **{"\ud800": 1}), 400, "procedure"),
+    (GENERATE, TEXT | _procedure("block_diffusion", steps=4), 400, "procedure.steps"),
+    (GENERATE, TEXT | _procedure("block_diffusion", rule="confidence", threshold=0.5), 400, "procedure.threshold"),
+    (GENERATE, TEXT | _procedure("block_diffusion", rule="confidence", steps=17), 400, "procedure.steps"),
+    (GENERATE, TEXT | {"list": 1}, 400, "list"),
+    (COMPLETIONS, TEXT | {"stream_options": {"include_usage": True}}, 400, "stream_options"),
+    (COMPLETIONS, TEXT | {"stop": ""}, 400, "stop"),
+    (COMPLETIONS, TEXT | {"repetition_penalty": 1e-300}, 400, "repetition_penalty"),
+    ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": "\ud83d"}]}, 400, "messages.0.content"),
+    ("/v1/chat/completions", CHAT | {"chat_template_kwargs": {"bos_token": "x"}}, 400, "chat_template_kwargs"),
+    ("/v1/tokenize", {"model": "shakespeare", "prompt": "\ud800"}, 400, "prompt"),
     ("/v1/tokenize", {"model": "shakespeare"}, 400, "prompt"),
     ("/v1/detokenize", {"model": "shakespeare", "tokens": [10**7]}, 400, "tokens"),
 ]
@@ -91,7 +114,8 @@ CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
     "path,body,status,param", CASES, ids=[f"{i}-{path.rsplit('/')[-1]}-{param}" for i, (path, _, _, param) in enumerate(CASES)]
 )
 def test_bad_input_names_its_field(server: Server, path: str, body: dict[str, Any], status: int, param: str | None) -> None:
-    response = server.post(path, body)
+    # httpx would refuse to write half a surrogate pair; JSON can spell it.
+    response = httpx.post(server.url + path, content=json.dumps(body), headers={"content-type": "application/json"})
     error = response.json()["error"]
     assert response.status_code == status and error["param"] == param, error
     assert error["message"] and error["type"].endswith("_error")
@@ -125,3 +149,20 @@ def test_a_body_that_is_too_large_with_and_without_its_length(server: Server) ->
     with contextlib.suppress(httpx.WriteError):  # the server may hang up while the client is still sending
         assert httpx.post(server.url + COMPLETIONS, content=chunks, headers=headers).status_code == 413
     assert server.post(COMPLETIONS, TEXT).status_code == 200
+
+
+def test_null_is_the_same_as_not_given(server: Server) -> None:
+    nothing = dict.fromkeys(("temperature", "top_p", "n", "stream", "stop", "seed", "max_completion_tokens"))
+    assert server.post("/v1/chat/completions", CHAT | nothing).status_code == 200
+    assert server.post(IMAGES, IMAGE | dict.fromkeys(("n", "size", "partial_images", "response_format"))).status_code == 200
+    assert server.post(GENERATE, IMAGE | {"stop": None, "max_tokens": None}).status_code == 200
+
+
+def test_json_under_another_content_type_is_refused_and_says_why(server: Server) -> None:
+    response = httpx.post(server.url + GENERATE, content=json.dumps(TEXT), headers={"content-type": "text/plain"})
+    assert response.status_code == 400 and "Content-Type" in response.json()["error"]["message"]
+
+
+def test_a_message_gives_what_was_sent_and_what_is_allowed(server: Server) -> None:
+    error = server.post(GENERATE, TEXT | _procedure("block_diffusion", rule="luck")).json()["error"]
+    assert all(word in error["message"] for word in ("rule", "luck", "threshold", "confidence"))

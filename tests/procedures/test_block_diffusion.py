@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
 from service.procedures.block_diffusion import BlockDiffusion, BlockDiffusionParameters
 from service.procedures.types import Reading, TokenState
 
@@ -21,14 +24,14 @@ def test_the_first_forward_holds_the_prompt_and_a_masked_canvas() -> None:
     assert canvas.wanted == (0, 1, 2, 3)
 
 
-def test_threshold_sets_all_that_are_sure_and_at_least_one() -> None:
+def test_threshold_sets_all_that_are_sure_and_the_leftmost_however_unsure() -> None:
     procedure, state = begin(rule="threshold", threshold=0.9)
     procedure.propose(state)
-    procedure.fold(state, [Reading(10, 0.95), Reading(11, 0.2), Reading(12, 0.91), Reading(13, 0.5)])
+    procedure.fold(state, [Reading(10, 0.1), Reading(11, 0.2), Reading(12, 0.91), Reading(13, 0.9)])
     assert state.canvas == [10, None, 12, None]
     procedure.propose(state)
     procedure.fold(state, [Reading(21, 0.1), Reading(23, 0.3)])
-    assert sum(token is not None for token in state.canvas) == 3 and state.generated == 0
+    assert state.canvas == [10, 21, 12, None] and state.generated == 0
 
 
 def test_confidence_sets_its_share_each_step_the_surest_first() -> None:
@@ -57,3 +60,13 @@ def test_a_canvas_beyond_the_limit_commits_what_fits() -> None:
     procedure.propose(state)
     procedure.fold(state, [Reading(10 + i, 0.5) for i in range(4)])
     assert state.tokens == [0, 1, 2, 10, 11]
+
+
+def test_each_rule_has_its_own_parameter() -> None:
+    assert BlockDiffusionParameters(rule="threshold").threshold == 0.9
+    assert BlockDiffusionParameters(rule="confidence", block_length=8).steps == 4
+    for wrong in ({"steps": 3}, {"rule": "confidence", "threshold": 0.5}, {"rule": "confidence", "steps": 17}):
+        with pytest.raises(ValueError, match="`"):
+            BlockDiffusionParameters(**wrong)  # type: ignore[arg-type]
+    complete = msgspec.to_builtins(BlockDiffusionParameters(rule="threshold"))
+    assert msgspec.convert(complete, BlockDiffusionParameters).threshold == 0.9
