@@ -9,15 +9,16 @@ from service.engine.messages import ModelCard
 from service.engine.scheduler import Lane, Limits
 from service.procedures.registry import runnable
 from service.settings import Settings
-from service.workers.hosting import Hosting, ImageHost, ModelError, TextHost, host, use_threads
+from service.workers.hosting import Hosting, ImageHost, ModelError, TextHost, host
 
 __all__ = ["ModelError", "build_engine"]
 
 
 def build_engine(settings: Settings) -> Engine:
     """Raises ModelError when a model cannot be served, or when two have one name."""
-    use_threads(settings.threads)
-    hosting = Hosting(settings.device, settings.kv_memory, settings.kv_block, settings.max_running, settings.batch_invariant)
+    hosting = Hosting(
+        settings.device, settings.threads, settings.kv_memory, settings.kv_block, settings.max_running, settings.batch_invariant
+    )  # fmt: skip
     limits = Limits(settings.row_budget, settings.token_budget, settings.max_running)
     served: dict[str, Served] = {}
     for spec in settings.models:

@@ -129,28 +129,44 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        normed = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return normed.to(x.dtype) * self.weight.to(x.dtype)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [N, 1, D] in float32 for positions [N]; the halves are paired as in Qwen and Llama (arXiv 2104.09864)."""
+    """cos and sin [N, 1, D] in float32 for positions [N]; the halves are paired as in Qwen and Llama (arXiv 2104.09864).
+
+    The sines of the first half are negative: `rotate` then only has to swap the halves.
+    """
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions.float()[:, None] * theta**-exponents
-    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-    return angles.cos(), angles.sin()
+    angles = positions.float()[:, None, None] * theta**-exponents
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + D/2) of x [N, H, D] by the angles of `rotary_angles`."""
     low, high = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat((-high, low), dim=-1) * sin.to(x.dtype)
+    return torch.addcmul(x * cos.to(x.dtype), torch.cat((high, low), dim=-1), sin.to(x.dtype))
+
+
+def _stacked(*layers: nn.Linear) -> nn.Linear:
+    """One layer whose outputs are those of `layers`, one after another."""
+    weight = torch.cat([layer.weight for layer in layers])
+    stacked = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    stacked.weight = nn.Parameter(weight, requires_grad=False)
+    return stacked
 
 
 class SelfAttention(nn.Module):
+    """Grouped-query attention with q/k norm and RoPE; `fuse` makes one matrix of q, k and v."""
+
+    qkv_proj: nn.Linear | None
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
+        self.sizes = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         self.head_dim = config.head_dim
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
@@ -160,26 +176,49 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.qkv_proj = None
+
+    def fuse(self) -> None:
+        if self.qkv_proj is not None:
+            return
+        self.qkv_proj = _stacked(self.q_proj, self.k_proj, self.v_proj)
+        del self.q_proj, self.k_proj, self.v_proj
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        heads = (x.shape[0], -1, self.head_dim)
-        query = rotate(self.q_norm(self.q_proj(x).view(heads)), cos, sin)
-        key = rotate(self.k_norm(self.k_proj(x).view(heads)), cos, sin)
-        value = self.v_proj(x).view(heads)
+        if self.qkv_proj is None:
+            projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+            query, key, value = (part.view(x.shape[0], -1, self.head_dim) for part in projected)
+        else:
+            query, key, value = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim).split(self.sizes, dim=1)
+        query = rotate(self.q_norm(query), cos, sin)
+        key = rotate(self.k_norm(key), cos, sin)
         return self.o_proj(attention(self.layer, query, key, value).reshape(x.shape[0], -1))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202)."""
+    """SwiGLU (arXiv 2002.05202); `fuse` makes one matrix of gate and up."""
+
+    gate_up_proj: nn.Linear | None
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = None
+
+    def fuse(self) -> None:
+        if self.gate_up_proj is not None:
+            return
+        self.gate_up_proj = _stacked(self.gate_proj, self.up_proj)
+        del self.gate_proj, self.up_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up_proj is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -229,6 +268,12 @@ class Decoder(nn.Module):
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
                     std *= depth_scale
                 parameter.normal_(0.0, std, generator=generator)
+
+    def fuse(self) -> None:
+        """Stack matrices that share an input, for serving: fewer, larger products. The tensor names are no longer Qwen3's."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention | FeedForward):
+                module.fuse()
 
     def hidden(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """tokens and positions int64 [N], packed in whatever order `attention` expects -> final normed states [N, d]."""

@@ -34,13 +34,16 @@ class FlowTransformerConfig:
     max_text_tokens: int = 16
     pad_token_id: int = 0
     null_token_id: int = 1
+    caption_window: int = 7
     min_time: float = 0.05
-    guidance_range: tuple[float, float] = (1.0, 6.0)
+    guidance_range: tuple[float, float] = (1.0, 4.0)
     signature: Mapping[str, Any] = field(default_factory=lambda: {"kind": "flow_map", "guidance_input": True})
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
             raise ValueError("image_size must be a multiple of patch_size")
+        if self.caption_window < 1 or self.caption_window % 2 == 0:
+            raise ValueError("caption_window must be odd")
         if self.width % self.heads:
             raise ValueError("width must be a multiple of heads")
         if self.signature.get("kind") != "flow_map" or not self.signature.get("guidance_input"):
@@ -88,6 +91,25 @@ class ScalarEmbedding(nn.Module):
         return self.out(F.silu(self.embed_in(features)))
 
 
+class CaptionStem(nn.Module):
+    """Gives every word of a caption its neighbours: a convolution over `window` words and an MLP, added to the word.
+
+    A relation ties the objects on its two sides; attention over single words finds that out late in training, and here
+    the first block already sees phrases. Padding counts as nothing, so a row does not depend on the longest caption.
+    """
+
+    def __init__(self, width: int, window: int) -> None:
+        super().__init__()
+        self.neighbours_embed = nn.Conv1d(width, 2 * width, window, padding=window // 2)
+        self.out = nn.Linear(2 * width, width)
+
+    def forward(self, words: Tensor, present: Tensor) -> Tensor:
+        """words [B, T, width], present bool [B, T] -> [B, T, width]."""
+        words = words * present.unsqueeze(-1)
+        phrases = self.neighbours_embed(words.transpose(1, 2)).transpose(1, 2).contiguous()
+        return words + self.out(F.relu(phrases).square())
+
+
 class Block(nn.Module):
     """Attention and MLP on one sequence, both modulated by the row's times and guidance (adaLN-zero, arXiv 2212.09748).
 
@@ -108,23 +130,33 @@ class Block(nn.Module):
         self.modulation_embed = nn.Parameter(torch.zeros(6, width))
         self.patches_a_side = config.image_size // config.patch_size
 
-    def forward(self, tokens: Tensor, modulation: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """tokens [B, N, width], modulation [B, 6, width], mask bool [B, 1, 1, N] (true: may be attended to)."""
+    def forward(
+        self, tokens: Tensor, modulation: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor], last: bool = False
+    ) -> Tensor:
+        """tokens [B, N, width], modulation [B, 6, width], mask bool [B, 1, 1, N] (true: may be attended to) -> the tokens,
+        of the `last` block those of the patches alone."""
         parts = (modulation + self.modulation_embed).to(tokens.dtype).unsqueeze(2).unbind(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        batch, length, width = tokens.shape
+        patches, width = self.patches_a_side**2, tokens.shape[-1]
         hidden = torch.addcmul(shift1, F.rms_norm(tokens, (width,), eps=1e-6), 1 + scale1)
-        qkv = self.qkv(hidden).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        side = query.shape[-1:]
-        query = rotate(F.rms_norm(query, side, eps=1e-6) * self.attention_scale_embed.to(query.dtype), rotation)
-        key = rotate(F.rms_norm(key, side, eps=1e-6), rotation)
+        query, key, value = self._heads(self.qkv(hidden), rotation)
+        if last:
+            tokens, query = tokens[:, :patches], query[:, :, :patches]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        attended = self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
+        attended = self.attention_out(attended.transpose(1, 2).flatten(2))
         tokens = torch.addcmul(tokens, gate1, attended.to(tokens.dtype))
         hidden = torch.addcmul(shift2, F.rms_norm(tokens, (width,), eps=1e-6), 1 + scale2)
-        hidden = torch.cat([self._mix_neighbours(hidden), hidden[:, self.patches_a_side**2 :]], dim=1)
+        hidden = torch.cat([self._mix_neighbours(hidden), hidden[:, patches:]], dim=1)
         return torch.addcmul(tokens, gate2, self.down(F.relu(self.up(hidden)).square()).to(tokens.dtype))
+
+    def _heads(self, projected: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, heads, N, D] of a projection [B, N, 3 width]; the first two normalised and rotated."""
+        qkv = projected.unflatten(2, (3, self.heads, -1))
+        gains = torch.cat([self.attention_scale_embed, torch.ones_like(self.attention_scale_embed)], dim=1)
+        cosine, sine = (part[:, None, None] * gains.transpose(0, 1) for part in rotation)
+        both = F.rms_norm(qkv[:, :, :2], qkv.shape[-1:], eps=1e-6)
+        query, key = rotate(both, (cosine, sine)).transpose(1, 3).unbind(2)
+        return query, key, qkv[:, :, 2].transpose(1, 2)
 
     def _mix_neighbours(self, hidden: Tensor) -> Tensor:
         """The patches [B, patches, width] of a sequence, each with a weighted sum of its 3x3 neighbourhood added."""
@@ -135,23 +167,24 @@ class Block(nn.Module):
 
 
 def rotate(vectors: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions (arXiv 2104.09864): vectors [B, heads, N, D] turned by cosines and sines [N, D / 2]."""
+    """Rotary positions (arXiv 2104.09864): vectors [..., D] turned by the cosines and signed sines of `rotary_table`."""
     cosine, sine = (part.to(vectors.dtype) for part in rotation)
     first, second = vectors.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return torch.addcmul(vectors * cosine, torch.cat([second, first], dim=-1), sine)
 
 
 def rotary_table(config: FlowTransformerConfig, highest: float = 1.5, lowest: float = 0.15) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [patches + max_text_tokens, D / 2]: rows turn one half of the pairs, columns the other.
+    """Cosines and sines [patches + max_text_tokens, D], the sines of the first half negative: `rotate` swaps the halves.
 
-    Text is not turned: its position is in its embedding.
+    Rows turn one half of the pairs, columns the other. Text is not turned: its position is in its embedding.
     """
     side, pairs = config.image_size // config.patch_size, config.width // config.heads // 2
-    rates = torch.exp(torch.linspace(math.log(highest), math.log(lowest), pairs // 2))
+    rates = highest * (lowest / highest) ** (torch.arange(pairs // 2) / max(pairs // 2 - 1, 1))
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = torch.cat([rows.reshape(-1, 1) * rates, columns.reshape(-1, 1) * rates], dim=1)
     angles = F.pad(angles, (0, 0, 0, config.max_text_tokens))
-    return angles.cos(), angles.sin()
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.cat([cosine, cosine], dim=1), torch.cat([-sine, sine], dim=1)
 
 
 class FlowTransformer(nn.Module):
@@ -170,6 +203,7 @@ class FlowTransformer(nn.Module):
         width = config.width
         self.text_embed = nn.Embedding(config.vocab_size, width)
         self.text_position_embed = nn.Parameter(torch.zeros(config.max_text_tokens, width))
+        self.caption_stem = CaptionStem(width, config.caption_window)
         self.patch_embed = nn.Linear(config.channels * config.patch_size**2, width)
         self.patch_position_embed = nn.Parameter(torch.zeros(config.patches, width))
         self.time_embed = ScalarEmbedding(width)
@@ -187,8 +221,8 @@ class FlowTransformer(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.7 / math.sqrt(module.in_features))
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                nn.init.normal_(module.weight, std=0.7 / math.sqrt(module.weight[0].numel()))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for parameter in (self.text_embed.weight, self.text_position_embed, self.patch_position_embed):
@@ -209,14 +243,15 @@ class FlowTransformer(nn.Module):
         condition = F.silu(condition)
         modulation = self.modulation_head(condition).view(x.shape[0], 6, -1)
         patches = self.patch_embed(self._to_patches(x)) + self.patch_position_embed
-        words = self.text_embed(text) + self.text_position_embed[: text.shape[1]]
+        present = text != self.config.pad_token_id
+        words = self.caption_stem(self.text_embed(text) + self.text_position_embed[: text.shape[1]], present)
         tokens = torch.cat([patches, words.to(patches.dtype)], dim=1)
-        mask = F.pad(text != self.config.pad_token_id, (self.config.patches, 0), value=True)[:, None, None, :]
+        mask = F.pad(present, (self.config.patches, 0), value=True)[:, None, None, :]
         rotation = self.cosine[: tokens.shape[1]], self.sine[: tokens.shape[1]]
-        for block in self.blocks:
-            tokens = block(tokens, modulation, mask, rotation)
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, modulation, mask, rotation, last=index == len(self.blocks) - 1)
         shift, scale = self.final_modulation_head(condition).to(tokens.dtype).unsqueeze(1).chunk(2, dim=-1)
-        hidden = F.rms_norm(tokens[:, : self.config.patches], tokens.shape[-1:], eps=1e-6)
+        hidden = F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
         decoded = F.relu(self.decode_up(torch.addcmul(shift, hidden, 1 + scale))).square()
         picture = self._to_pixels(self.head(decoded))
         duration = t.float().clamp_min(self.config.min_time).view(-1, 1, 1, 1)

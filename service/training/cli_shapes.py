@@ -19,11 +19,12 @@ _HELP = {
     "other_rate": "peak learning rate of AdamW",
     "flow_map_rate_factor": "both rates of the flow-map stage, as a factor of those of the velocity stage",
     "average_decay": "decay of the averaged weights",
-    "flow_map_average_decay": "the same in the flow-map stage, whose teacher they are",
+    "flow_map_average_decay": "the same in the flow-map stage",
     "caption_dropout": "share of captions replaced by the empty one",
     "noise_bias": "how far the times of the velocity rows lean to noise: the mean of a logit-normal",
     "velocity_share": "share of rows that still learn the velocity in the flow-map stage",
-    "anchored_share": "share of the other rows that learn the guided velocity; the rest learn two jumps in one",
+    "paths": "paths of the velocity that are kept to learn jumps from",
+    "paths_a_step": "new paths a step of the flow-map stage",
     "evaluate_every": "steps between evaluations and saved states",
     "evaluate_captions": "held-out captions an evaluation",
     "rate": "peak learning rate",
@@ -53,7 +54,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     evaluate.add_argument("--procedures", nargs="+", choices=PROCEDURES, default=PROCEDURES, metavar="PROCEDURE")
     evaluate.add_argument("--guidance", type=float, nargs="+", default=[3.0])
     evaluate.add_argument("--grid", type=Path, help="PNG to draw captions by procedures into")
-    evaluate.add_argument("--bfloat16", action="store_true", help="run the network in bfloat16 where that is faster")
+    evaluate.add_argument(
+        "--bfloat16", action="store_true", help="run the network in bfloat16, as it is served on processors that are fast at it"
+    )
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--threads", type=int, default=1)
     evaluate.set_defaults(run=_run_evaluation)

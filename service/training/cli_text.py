@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from service.training.evaluate_text import TextEvaluationOptions, evaluate_text
-from service.training.train_text import Emphasis, TextTrainingOptions, train_text
+from service.training.train_text import TextTrainingOptions, train_text
 
-SHAKESPEARE_STEPS = 1100
+SHAKESPEARE_STEPS = 2000
+DISTILL_STEPS = 1000
 JUDGE_STEPS = 1000
+SHAKESPEARE_SHAPE: dict[str, Any] = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "layers": 6,
+    "heads": 3,
+    "kv_heads": 1,
+    "dropout": 0.05,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the three sub-commands to a parser."""
+    """Add the sub-commands to a parser."""
     add_commands(parser.add_subparsers(dest="text_command", required=True, metavar="COMMAND"))
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the three sub-commands beside others; each sets `run`, called with the parsed arguments."""
+    """Add the sub-commands beside others; each sets `run`, called with the parsed arguments."""
     shakespeare = commands.add_parser("shakespeare", help="train the embedded text model")
     _add_training_arguments(shakespeare, steps=SHAKESPEARE_STEPS, seed=1)
     shakespeare.set_defaults(run=_run_shakespeare)
+    distill = commands.add_parser("distill-blocks", help="train the blocks of a text model on texts that it wrote itself")
+    _add_training_arguments(distill, steps=DISTILL_STEPS, seed=3)
+    distill.add_argument("--teacher", type=Path, required=True, help="folder of the model to begin with")
+    distill.add_argument("--sample-temperature", type=float, default=0.6, help="temperature of its texts")
+    distill.set_defaults(run=_run_distillation)
     judge = commands.add_parser("judge", help="train the causal model that scores samples")
     _add_training_arguments(judge, steps=JUDGE_STEPS, seed=2)
     judge.set_defaults(run=_run_judge)
@@ -56,17 +71,22 @@ def _add_training_arguments(parser: argparse.ArgumentParser, steps: int, seed: i
 
 
 def _run_shakespeare(args: argparse.Namespace) -> None:
-    emphasis = Emphasis(start=round(args.steps * 5 / 9), rows=8, noised_length=384, masked_weight=2.0)
-    train_text(_options(args, hidden_size=192, intermediate_size=512, layers=5, heads=3, emphasis=emphasis))
+    train_text(_options(args, **SHAKESPEARE_SHAPE))
+
+
+def _run_distillation(args: argparse.Namespace) -> None:
+    rates = {"matrix_rate": 2.5e-3, "other_rate": 1.5e-3, "decay_fraction": 0.7}
+    source = {"teacher": args.teacher, "sample_temperature": args.sample_temperature}
+    train_text(_options(args, **SHAKESPEARE_SHAPE, **rates, **source))
 
 
 def _run_judge(args: argparse.Namespace) -> None:
-    train_text(_options(args, hidden_size=192, intermediate_size=512, layers=4, heads=3, masked_weight=0.0))
+    train_text(_options(args, hidden_size=192, intermediate_size=512, layers=4, heads=3, kv_heads=3, masked_weight=0.0))
 
 
-def _options(args: argparse.Namespace, **shape: float | Emphasis) -> TextTrainingOptions:
+def _options(args: argparse.Namespace, **others: Any) -> TextTrainingOptions:
     shared = ("text", "out", "steps", "seed", "rows", "evaluate_every", "threads", "resume")
-    return TextTrainingOptions(**{name: getattr(args, name) for name in shared}, **shape)  # type: ignore[arg-type]
+    return TextTrainingOptions(**{name: getattr(args, name) for name in shared}, **others)
 
 
 def _run_evaluation(args: argparse.Namespace) -> None:

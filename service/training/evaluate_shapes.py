@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from service.training.scene_checker import Verdict, accuracy, check_scenes
 from service.training.scene_classifier import SceneClassifier, frechet_distance, load_scene_classifier, picture_features
 from service.training.scenes import MAX_OBJECTS, Scene, draw_scenes
 from service.training.shapes_sampling import ShapesModel
+from service.training.trajectories import CANONICAL_SHIFT
 
 JUMPS = (1, 2, 4, 8)
 STEPS = (10, 20, 50)
@@ -75,8 +75,11 @@ class Measurement:
 
 
 def sampler_table(procedure: str, steps: int) -> SamplerTable:
-    """The table of a procedure with uniform times; `ddim` is evaluated with eta = 1, since eta = 0 is `euler` here."""
-    grid = flow_grid(steps)
+    """The table of a procedure with the service's own times: even ones, but for the jumps, which are shifted to noise.
+
+    `ddim` is evaluated with eta = 1, since eta = 0 is `euler` here.
+    """
+    grid = flow_grid(steps, CANONICAL_SHIFT if procedure in ("flow_map", "consistency") else 1.0)
     match procedure:
         case "flow_map":
             return flow_map(grid)
@@ -102,14 +105,15 @@ def evaluate_shapes(options: ShapesEvaluationOptions) -> list[Measurement]:
     reality = Reality.load(options.classifier, (options.seed, 2)) if options.classifier else None
     measurements = [_measure_reality(options.captions, reality, options.seed)]
     print(measurements[0].to_json(), flush=True)
-    with torch.autocast("cpu", torch.bfloat16) if options.bfloat16 else nullcontext():
-        for procedure in options.procedures:
-            for steps in JUMPS if procedure in ("flow_map", "consistency") else STEPS:
-                for guidance in options.guidance:
-                    measurements.append(_measure(model, scenes, procedure, steps, guidance, reality, options.seed))
-                    print(measurements[-1].to_json(), flush=True)
-        if options.grid:
-            draw_grid(model, options.grid, options.guidance[0])
+    if options.bfloat16:
+        model.network.to(torch.bfloat16)
+    for procedure in options.procedures:
+        for steps in JUMPS if procedure in ("flow_map", "consistency") else STEPS:
+            for guidance in options.guidance:
+                measurements.append(_measure(model, scenes, procedure, steps, guidance, reality, options.seed))
+                print(measurements[-1].to_json(), flush=True)
+    if options.grid:
+        draw_grid(model, options.grid, options.guidance[0])
     return measurements
 
 
@@ -129,9 +133,8 @@ class Reality:
         return cls(classifier, features / deviation, deviation)
 
     def distance(self, pictures: Tensor) -> float:
-        """Fréchet distance of pictures [N, 3, 32, 32] to the scenes; in float32 under any autocast."""
-        with torch.autocast("cpu", enabled=False):
-            return frechet_distance(picture_features(self.classifier, pictures) / self.deviation, self.features)
+        """Fréchet distance of pictures [N, 3, 32, 32] to the scenes."""
+        return frechet_distance(picture_features(self.classifier, pictures) / self.deviation, self.features)
 
 
 def _measure(

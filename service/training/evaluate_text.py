@@ -121,14 +121,10 @@ def score_samples(options: TextEvaluationOptions, decoder: Decoder, judge: Decod
         yield score("causal", temperature, sample_causal(decoder, prompts, options.length, temperature, generator))
         if decoder.config.mask_token_id is None:
             continue
-        settings = itertools.product(options.block_lengths, (False, True), options.thresholds)
-        for block_length, leftmost, threshold in settings:
+        for block_length, threshold in itertools.product(options.block_lengths, options.thresholds):
             generator = torch.Generator().manual_seed(options.seed)
-            samples = sample_blocks(
-                decoder, prompts, options.length, block_length, threshold, temperature, generator, leftmost=leftmost
-            )
-            order = "leftmost" if leftmost else "surest"
-            yield score(f"block {block_length}, threshold {threshold:g}, else {order}", temperature, samples)
+            samples = sample_blocks(decoder, prompts, options.length, block_length, threshold, temperature, generator)
+            yield score(f"block {block_length}, threshold {threshold:g}", temperature, samples)
 
 
 def evaluate_text(options: TextEvaluationOptions) -> list[SampleScore]:

@@ -28,18 +28,18 @@ class SceneClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 32, 48, FEATURES)
+        widths = (3, 48, 96, FEATURES)
         self.layers = nn.ModuleList(nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths))
         self.mix = nn.Conv2d(FEATURES, FEATURES, 3, padding=1)
         self.objects = nn.Linear(FEATURES, len(COLOURS) * len(SHAPES) * len(SIZES))
         self.background = nn.Linear(FEATURES, len(BACKGROUNDS))
 
     def features(self, images: Tensor) -> Tensor:
-        """[N, 3, 32, 32] -> [N, FEATURES]."""
+        """[N, 3, 32, 32] -> [N, FEATURES]: the strongest answer of each detector, wherever it is."""
         hidden = images
         for layer in self.layers:
             hidden = F.gelu(layer(hidden))
-        return F.gelu(self.mix(hidden)).mean((2, 3))
+        return F.gelu(self.mix(hidden)).amax((2, 3))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the objects [N, colours * shapes * sizes] and of the background [N, backgrounds]."""

@@ -45,6 +45,13 @@ def random_windows(tokens: Tensor, rows: int, length: int, generator: torch.Gene
     return windows
 
 
+def windows_of_rows(texts: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
+    """int64 [rows, length + 1] windows of random ones of `texts`, int64 [N, T]."""
+    picks = torch.randint(len(texts), (rows, 1), generator=generator)
+    starts = torch.randint(texts.shape[1] - length, (rows, 1), generator=generator)
+    return texts[picks, starts + torch.arange(length + 1)]
+
+
 def even_windows(tokens: Tensor, rows: int, length: int) -> Tensor:
     """int64 [rows, length + 1] windows spread evenly over a text: a fixed sample for validation while training."""
     starts = torch.linspace(0, len(tokens) - length - 1, rows).long()[:, None]

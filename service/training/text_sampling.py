@@ -67,10 +67,11 @@ def forward(decoder: Decoder, cache: DenseCache, tokens: Tensor, *, block: bool 
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator, usable: int) -> tuple[Tensor, Tensor]:
-    """Tokens drawn from logits [..., V] among the first `usable`, and the probability each was drawn with."""
-    probabilities = (logits[..., :usable] / temperature).softmax(-1)
+    """Tokens drawn from logits [..., V] among the first `usable`, and the plain probability of each (temperature 1)."""
+    logits = logits[..., :usable]
+    probabilities = (logits / temperature).softmax(-1)
     tokens = torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator).view(probabilities.shape[:-1])
-    return tokens, probabilities.gather(-1, tokens[..., None])[..., 0]
+    return tokens, logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
 @torch.no_grad()
@@ -98,11 +99,9 @@ def sample_blocks(
     temperature: float,
     generator: torch.Generator,
     usable: int = 256,
-    leftmost: bool = False,
 ) -> Samples:
-    """Block by block: draw every masked position, keep the draws whose probability exceeds `threshold`.
+    """Block by block: draw every masked position; keep the leftmost draw and those whose probability exceeds `threshold`.
 
-    At least one is kept in every pass: the most probable draw or, with `leftmost`, that of the first masked position.
     `forwards` counts the denoising passes and one pass a block that commits it. `shared_forwards` counts what remains
     when a block is committed in the same forward as the first pass of the next one; the last needs no commit.
     """
@@ -115,9 +114,7 @@ def sample_blocks(
         canvas = torch.full((rows, min(block_length, length - start)), mask)
         while (masked := canvas == mask).any():
             tokens, confidence = draw(forward(decoder, cache, canvas, block=True, keep=False), temperature, generator, usable)
-            confidence = confidence.masked_fill(~masked, -1.0)
-            certain = masked.cumsum(-1) == 1 if leftmost else confidence == confidence.amax(-1, keepdim=True)
-            chosen = (confidence > threshold) | certain
+            chosen = (confidence > threshold) | (masked.cumsum(-1) == 1)
             canvas = torch.where(chosen & masked, tokens, canvas)
             passes += int(masked.any(-1).sum())
         forward(decoder, cache, canvas)

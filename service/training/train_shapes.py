@@ -31,6 +31,7 @@ from service.training.progress import TrainingProgress
 from service.training.scenes import Scene, draw_scenes
 from service.training.shapes_objective import TrainingBatch, flow_map_loss, velocity_loss
 from service.training.shapes_sampling import ShapesModel
+from service.training.trajectories import BATCH, PATH_SALT, Captions, TrajectoryBank
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class ShapesTrainingOptions:
     """What `stride train shapes` does; `steps` are of the velocity stage, `flow_map_steps` follow."""
 
     out: Path
-    steps: int = 3000
-    flow_map_steps: int = 1200
-    batch_size: int = 48
+    steps: int = 4800
+    flow_map_steps: int = 1500
+    batch_size: int = 96
     width: int = 256
     depth: int = 6
     heads: int = 4
@@ -49,20 +50,37 @@ class ShapesTrainingOptions:
     other_rate: float = 2e-3
     flow_map_rate_factor: float = 0.5
     average_decay: float = 0.998
-    flow_map_average_decay: float = 0.99
+    flow_map_average_decay: float = 0.995
     caption_dropout: float = 0.1
-    noise_bias: float = 0.9
-    velocity_share: float = 0.5
-    anchored_share: float = 0.35
+    noise_bias: float = 1.6
+    velocity_share: float = 1 / 3
+    paths: int = 1024
+    paths_a_step: int = 4
     evaluate_every: int = 250
     evaluate_captions: int = 64
     seed: int = 0
     threads: int = 1
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        if self.paths % BATCH:
+            raise ValueError(f"paths must be a multiple of {BATCH}, not {self.paths}")
+        if not 0 < self.velocity_rows < self.batch_size:
+            raise ValueError(f"a velocity_share of {self.velocity_share} leaves one stage without rows")
+
+    @property
+    def velocity_rows(self) -> int:
+        """Rows a step that still learn the velocity in the flow-map stage."""
+        return round(self.batch_size * self.velocity_share)
+
 
 class ShapesTrainer:
-    """Network, average, optimiser and step of one run; `step` counts over both stages."""
+    """Network, average, optimiser and step of one run; `step` counts over both stages.
+
+    In the second stage the average that the first one ended with is the teacher, and `bank` holds its paths.
+    """
+
+    bank: TrajectoryBank | None
 
     def __init__(self, options: ShapesTrainingOptions) -> None:
         self.options = options
@@ -83,7 +101,7 @@ class ShapesTrainer:
         self.average = WeightAverage(self.network, options.average_decay)
         self.step = 0
         self.optimizer = self._velocity_optimizer()
-        self.teacher = copy.deepcopy(self.network).requires_grad_(False)
+        self.bank = None
 
     @property
     def total_steps(self) -> int:
@@ -95,29 +113,21 @@ class ShapesTrainer:
         if self.step == options.steps:
             self._enter_flow_map_stage()
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + self.step)
-        batch = draw_training_batch(self.tokenizer, (options.seed, self.step), options.batch_size)
-        split = round(options.batch_size * options.velocity_share) if flow_map else options.batch_size
+        rows = options.velocity_rows if flow_map else options.batch_size
+        batch = draw_training_batch(self.tokenizer, (options.seed, self.step), rows)
         # The fused attention has a slow backward pass in bfloat16 on CPUs.
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
             velocity = velocity_loss(
                 self.network,
-                batch.part(slice(0, split)),
+                batch,
                 dropout=options.caption_dropout,
                 noise_bias=options.noise_bias,
                 generator=generator,
             )
             total, mapped = velocity.sum(), torch.zeros(1)
-            if flow_map:
-                self.average.copy_to(self.teacher)
-                mapped = flow_map_loss(
-                    self.network,
-                    self.teacher,
-                    batch.part(slice(split, None)),
-                    longest=self._longest_jump(),
-                    anchored=options.anchored_share,
-                    noise_bias=options.noise_bias,
-                    generator=generator,
-                )
+            if self.bank is not None:
+                self.bank.advance(options.paths + (self.step - options.steps) * options.paths_a_step)
+                mapped = flow_map_loss(self.network, self.bank.draw(options.batch_size - rows, generator))
                 total = total + mapped.sum()
         (total / options.batch_size).backward()
         self.optimizer.step(self.step - options.steps if flow_map else self.step)
@@ -128,6 +138,7 @@ class ShapesTrainer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "teacher": None if self.bank is None else self.bank.teacher.state_dict(),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -139,6 +150,8 @@ class ShapesTrainer:
         self.average.decay = self.options.average_decay
         if self.step > self.options.steps:
             self._enter_flow_map_stage()
+            assert self.bank is not None
+            self.bank.teacher.load_state_dict(state["teacher"])
         self.network.load_state_dict(state["network"])
         if self.step != self.options.steps:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -151,19 +164,24 @@ class ShapesTrainer:
         replace_file(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True).encode())
         replace_file(folder / "model.safetensors", save(weights))
 
-    def _longest_jump(self) -> float:
-        """The curriculum: jumps of 1/8 first, twice as long after each tenth of the stage."""
-        progress = (self.step - self.options.steps) / self.options.flow_map_steps
-        return min(1.0, 2.0 ** (int(progress * 10) - 3))
-
     def _enter_flow_map_stage(self) -> None:
+        options, config = self.options, self.network.config
         self.average.copy_to(self.network)
-        self.average.decay = self.options.flow_map_average_decay
+        self.average.decay = options.flow_map_average_decay
         self.optimizer = self._flow_map_optimizer()
+        self.bank = TrajectoryBank(
+            copy.deepcopy(self.network).requires_grad_(False), self._path_captions,
+            (config.channels, config.image_size, config.image_size), config.max_text_tokens, config.guidance_range,
+            seed=options.seed, capacity=options.paths,
+        )  # fmt: skip
+
+    def _path_captions(self, first: int, count: int) -> Captions:
+        batch = draw_training_batch(self.tokenizer, (self.options.seed, PATH_SALT + first), count)
+        return Captions(batch.text, batch.empty_text)
 
     def _velocity_optimizer(self) -> SplitOptimizer:
         options = self.options
-        schedule = Schedule(options.steps, warmup_steps=min(60, options.steps // 10), decay_fraction=0.4)
+        schedule = Schedule(options.steps, warmup_steps=min(60, options.steps // 10), decay_fraction=0.6)
         return SplitOptimizer(
             self.network, schedule, matrix_rate=options.matrix_rate, other_rate=options.other_rate, weight_decay=0.02
         )

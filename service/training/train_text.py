@@ -8,37 +8,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from service.models.decoder import Decoder, DecoderConfig
-from service.training.block_diffusion_objective import NoisedStretch, noise_stretch, text_losses
+from service.training.block_diffusion_objective import NoisedText, TextLosses, noise_text, text_losses
 from service.training.byte_tokenizer import END_OF_TEXT_ID, MASK_ID, VOCABULARY_SIZE, byte_tokenizer
 from service.training.checkpointing import StopSignal, load_training_state, save_training_state
 from service.training.ema import WeightAverage
 from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.progress import TrainingProgress
-from service.training.text_data import TextCorpus, even_windows, random_windows, step_generator
-from service.training.text_model_folder import write_text_model
+from service.training.text_data import TextCorpus, even_windows, random_windows, step_generator, windows_of_rows
+from service.training.text_model_folder import read_text_model, write_text_model
+from service.training.text_sampling import sample_causal
 
 VALIDATION_ROWS = 32
 VALIDATION_SEED = 7
-
-
-@dataclass(frozen=True)
-class Emphasis:
-    """From step `start` on, another mixture: blocks learn more slowly than next tokens, and need the later steps."""
-
-    start: int
-    rows: int
-    noised_length: int
-    masked_weight: float
+SAMPLE_PROMPT = 64
+SAMPLE_BATCH = 256
 
 
 @dataclass(frozen=True)
 class TextTrainingOptions:
     """One run. Lengths are in tokens; `masked_weight` 0 trains a purely causal model.
 
-    `noised_length` is the stretch of each row that is trained as blocks. `steps` fixes the schedule and must not change
-    when a run is resumed. Training state and metrics go to `out`/training, the averaged weights to `out`.
+    `steps` fixes the schedule and must not change when a run is resumed. Training state and metrics go to
+    `out`/training, the averaged weights to `out`.
+
+    With a `teacher`, the folder of a model of the same shape, training begins with its weights, and blocks are learnt from
+    `sample_rows` texts a step that it wrote, after prompts from the corpus, at `sample_temperature` (sequence-level
+    distillation, arXiv 1606.07947): what one model writes is less ambiguous than a corpus, so that several of its tokens
+    can be told at once (arXiv 1711.02281). Next tokens are still learnt from the corpus, in the other rows.
     """
 
     text: Path
@@ -48,18 +47,21 @@ class TextTrainingOptions:
     intermediate_size: int
     layers: int
     heads: int
+    kv_heads: int
     head_dim: int = 64
     window: int = 256
-    length: int = 384
-    noised_length: int = 128
+    length: int = 256
     rows: int = 12
     block_lengths: tuple[int, ...] = (4, 8, 16, 32)
-    masked_weight: float = 0.5
-    emphasis: Emphasis | None = None
+    masked_weight: float = 1.5
+    teacher: Path | None = None
+    sample_rows: int = 8
+    sample_temperature: float = 0.6
+    samples: int = 2048
     dropout: float = 0.0
     matrix_rate: float = 5e-3
     other_rate: float = 3e-3
-    ema_decay: float = 0.99
+    ema_decay: float = 0.995
     warmup_steps: int = 40
     decay_fraction: float = 0.6
     seed: int = 0
@@ -67,6 +69,12 @@ class TextTrainingOptions:
     resume: bool = False
     stop_after: int | None = None
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.teacher is not None and not 0 < self.sample_rows < self.rows:
+            raise ValueError(f"of {self.rows} rows a step, {self.sample_rows} cannot be the teacher's: both kinds are needed")
+        if self.samples <= VALIDATION_ROWS:
+            raise ValueError(f"samples must be more than {VALIDATION_ROWS}, which are kept for validation")
 
     def decoder_config(self) -> DecoderConfig:
         diffusion = self.masked_weight > 0
@@ -76,7 +84,7 @@ class TextTrainingOptions:
             intermediate_size=self.intermediate_size,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
             head_dim=self.head_dim,
             sliding_window=self.window,
             mask_token_id=MASK_ID if diffusion else None,
@@ -88,7 +96,8 @@ class TextTrainingOptions:
     def identity(self) -> dict[str, Any]:
         """What must agree between a run and the one that it resumes."""
         free = {"text", "out", "resume", "stop_after", "threads", "evaluate_every"}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items() if name not in free}
+        values = {**asdict(self), "teacher": self.teacher is not None}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in free}
 
 
 class TextTrainer:
@@ -98,7 +107,10 @@ class TextTrainer:
         self.options = options
         self.corpus = TextCorpus.from_file(options.text, byte_tokenizer())
         self.decoder = Decoder(options.decoder_config(), options.dropout)
-        self.decoder.initialise(torch.Generator().manual_seed(options.seed))
+        if options.teacher is None:
+            self.decoder.initialise(torch.Generator().manual_seed(options.seed))
+        else:
+            self.decoder.load_state_dict(read_text_model(options.teacher)[0].state_dict())
         self.average = WeightAverage(self.decoder, options.ema_decay)
         self.optimizer = SplitOptimizer(
             self.decoder,
@@ -109,23 +121,25 @@ class TextTrainer:
         self.step = 0
         self.best = float("inf")
         self.state_path = options.out / "training" / "state.pt"
+        self.samples = self._read_samples() if options.teacher else None
         if options.resume:
             self._load()
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step on fresh windows; returns the losses in nats a token."""
         options = self.options
-        mixture: TextTrainingOptions | Emphasis = options
-        if options.emphasis is not None and self.step >= options.emphasis.start:
-            mixture = options.emphasis
         generator = step_generator(options.seed, self.step)
-        windows = random_windows(self.corpus.training, mixture.rows, options.length, generator, self.decoder.config.bos_token_id)
-        stretch = self._noise(windows, mixture.noised_length, generator)
+        rows = options.rows if self.samples is None else options.rows - options.sample_rows
+        windows = random_windows(self.corpus.training, rows, options.length, generator, self.decoder.config.bos_token_id)
+        blocks = windows
+        if self.samples is not None:
+            blocks = windows_of_rows(self.samples[VALIDATION_ROWS:], options.sample_rows, options.length, generator)
+        noised = self._noise(blocks, generator)
         torch.manual_seed((options.seed << 32) + self.step)
         self.decoder.train()
         with torch.autocast("cpu", torch.bfloat16):
-            losses = text_losses(self.decoder, windows, stretch)
-        (losses.causal + mixture.masked_weight * losses.masked).backward()
+            losses = self._losses(windows, blocks, noised)
+        (losses.causal + options.masked_weight * losses.masked).backward()
         self.optimizer.step(self.step)
         self.step += 1
         self.average.update(self.decoder)
@@ -133,13 +147,19 @@ class TextTrainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Losses of the averaged weights on fixed windows of the last tenth, with fixed noise."""
-        options = self.options
+        """Losses of the averaged weights on fixed windows of the last tenth, with fixed noise.
+
+        With a teacher, the masked loss is on texts of its that are not trained on.
+        """
+        options, generator = self.options, step_generator(VALIDATION_SEED, 0)
         windows = even_windows(self.corpus.validation, VALIDATION_ROWS, options.length)
-        stretch = self._noise(windows, options.noised_length, step_generator(VALIDATION_SEED, 0))
+        blocks = windows
+        if self.samples is not None:
+            blocks = self.samples[:VALIDATION_ROWS, -options.length - 1 :]
+        noised = self._noise(blocks, generator)
         self.decoder.eval()
         with self.average.applied_to(self.decoder), torch.autocast("cpu", torch.bfloat16):
-            losses = text_losses(self.decoder, windows, stretch)
+            losses = self._losses(windows, blocks, noised)
         return {"validation_causal": losses.causal.item(), "validation_masked": losses.masked.item()}
 
     def keep_if_best(self, scores: dict[str, float]) -> None:
@@ -173,11 +193,36 @@ class TextTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
 
-    def _noise(self, windows: Tensor, length: int, generator: torch.Generator) -> NoisedStretch | None:
-        options = self.options
-        if options.masked_weight == 0:
+    def _noise(self, windows: Tensor, generator: torch.Generator) -> NoisedText | None:
+        if self.options.masked_weight == 0:
             return None
-        return noise_stretch(windows[:, :-1], length, options.block_lengths, MASK_ID, generator)
+        return noise_text(windows[:, :-1], self.options.block_lengths, MASK_ID, generator)
+
+    def _losses(self, windows: Tensor, blocks: Tensor, noised: NoisedText | None) -> TextLosses:
+        """The next-token loss on `windows` and the masked one on `blocks`, in one forward where they are the same."""
+        if blocks is windows:
+            return text_losses(self.decoder, windows, noised)
+        masked = text_losses(self.decoder, blocks, noised, causal=False).masked
+        return TextLosses(text_losses(self.decoder, windows, None).causal, masked)
+
+    def _read_samples(self) -> Tensor:
+        """Texts of the teacher, int64 [samples, prompt + length], written once and kept beside the state."""
+        path = self.state_path.with_name("samples.pt")
+        if not self.options.resume or not path.exists():
+            save_training_state(path, {"samples": self._write_samples()})
+        return load_training_state(path)["samples"].long()
+
+    def _write_samples(self) -> Tensor:
+        """The teacher, whose weights these still are, continues prompts from the corpus, `SAMPLE_BATCH` at a time."""
+        options = self.options
+        generator = step_generator(options.seed, options.steps)
+        prompts = random_windows(self.corpus.training, options.samples, SAMPLE_PROMPT - 1, generator)
+        self.decoder.eval()
+        texts = []
+        for batch in tqdm(prompts.split(SAMPLE_BATCH), desc="samples", unit="batch"):
+            written = sample_causal(self.decoder, batch, options.length, options.sample_temperature, generator)
+            texts.append(torch.cat((batch, written.tokens), dim=1))
+        return torch.cat(texts).short()
 
 
 def train_text(options: TextTrainingOptions) -> TextTrainer:

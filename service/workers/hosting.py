@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +14,19 @@ from service.models.loading import EMBEDDED, ImageModel, ModelError, ModelSpec, 
 from service.workers.block_pool import BlockPool
 from service.workers.latent_worker import LatentWorker
 from service.workers.paged_cache import PagedCache
+from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
 
-__all__ = ["EMBEDDED", "Hosting", "ImageHost", "ModelError", "TextHost", "host", "use_threads"]
+__all__ = ["EMBEDDED", "Hosting", "ImageHost", "ModelError", "TextHost", "host"]
 
 
 @dataclass(frozen=True)
 class Hosting:
-    """How models are put on the device: bytes of KV cache a text model, positions a block, latents an image model."""
+    """How models are put on the device: CPU threads, bytes of KV cache a text model, positions a block, latents an
+    image model."""
 
     device: str
+    threads: int
     kv_memory: int
     kv_block: int
     latents: int
@@ -53,18 +55,13 @@ class ImageHost:
     worker: LatentWorker
 
 
-def use_threads(threads: int) -> None:
-    """CPU threads of every forward; 0 leaves one processor to the front end."""
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) - 1))
-
-
 def host(spec: str, hosting: Hosting) -> TextHost | ImageHost:
     """Load what `--model` names. Raises ModelError when it cannot be served."""
-    device = torch.device(hosting.device)
+    device, threads = torch.device(hosting.device), Threads.of(hosting.threads)
     model = load_model(ModelSpec.parse(spec), device)
     if isinstance(model, ImageModel):
         slots = BlockPool(hosting.latents)
-        latents = LatentWorker(model.network, slots, device, hosting.batch_invariant)
+        latents = LatentWorker(model.network, slots, device, threads, hosting.batch_invariant)
         return ImageHost(model.spec.name, model.spec.folder, model.parameters, model.network.config, slots, latents)
     config = model.network.config
     dtype = next(model.network.parameters()).dtype
@@ -73,7 +70,7 @@ def host(spec: str, hosting: Hosting) -> TextHost | ImageHost:
     if hosting.kv_memory < block_bytes:
         raise ModelError(f"{model.spec.name}: kv_memory is {hosting.kv_memory} bytes, one block takes {block_bytes}")
     pool = BlockPool(hosting.kv_memory // block_bytes, hosting.kv_block)
-    worker = TokenWorker(model.network, pool, device, _unprintable(model), hosting.batch_invariant)
+    worker = TokenWorker(model.network, pool, device, threads, _unprintable(model), hosting.batch_invariant)
     return TextHost(
         model.spec.name, model.spec.folder, model.parameters, config, model.eos_token_ids, model.max_model_len, pool, worker
     )  # fmt: skip

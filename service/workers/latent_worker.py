@@ -12,6 +12,7 @@ from kernels.sampler_update import sampler_update
 from service.models.flow_transformer import FlowTransformer
 from service.workers.block_pool import BlockPool
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE
+from service.workers.threads import Threads
 from service.workers.types import LatentMove, LatentOutcome, Picture, RowError
 
 
@@ -21,9 +22,14 @@ class LatentWorker:
     With `batch_invariant` every row is evaluated alone, so that no bit of it depends on the batch.
     """
 
-    def __init__(self, network: FlowTransformer, pool: BlockPool, device: torch.device, batch_invariant: bool = False) -> None:
+    def __init__(
+        self, network: FlowTransformer, pool: BlockPool, device: torch.device, threads: Threads, batch_invariant: bool = False
+    ) -> None:
+        self._threads = threads
         self._batch_invariant = batch_invariant
         config = network.config
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        self._row_operations = 2.0 * parameters * (config.patches + config.max_text_tokens)
         self.network = network
         self.device = device
         self.pool = pool
@@ -82,6 +88,7 @@ class LatentWorker:
         t = torch.tensor([move.row.t for move, _ in inputs], device=self.device)
         s = torch.tensor([move.row.s if move.row.takes_target else move.row.t for move, _ in inputs], device=self.device)
         scale = torch.tensor([move.row.guidance if move.row.takes_target else 1.0 for move, _ in inputs], device=self.device)
+        self._threads.take(self._row_operations * (1 if self._batch_invariant else len(inputs)))
         if self._batch_invariant:
             rows = [self.network(*(column[i : i + 1] for column in (x[index], t, s, scale, text))) for i in range(len(t))]
             out = torch.cat(rows).float()

@@ -17,6 +17,7 @@ from service.workers.batch_invariant import TILE, make_batch_invariant
 from service.workers.block_pool import BlockPool
 from service.workers.paged_cache import PagedCache
 from service.workers.purposes import TOKEN_DRAW
+from service.workers.threads import Threads
 from service.workers.types import Draws, RowError, TokenMove, TokenOutcome
 
 
@@ -43,14 +44,17 @@ class TokenWorker:
 
     `never` are token ids that must not be produced. With `batch_invariant` every number is computed in an order that
     depends on its own request alone: tiled matrix products, and causal queries that attend one by one, so that neither
-    the batch nor a chunked prefill changes a bit. The weights' layers are changed in place.
+    the batch nor a chunked prefill changes a bit. The network's layers are fused, in place.
     """
 
     def __init__(
-        self, network: Decoder, pool: BlockPool, device: torch.device, never: Sequence[int] = (),
+        self, network: Decoder, pool: BlockPool, device: torch.device, threads: Threads, never: Sequence[int] = (),
         batch_invariant: bool = False,
     ) -> None:  # fmt: skip
         config = network.config
+        network.fuse()
+        self._threads = threads
+        self._token_operations = 2.0 * sum(parameter.numel() for parameter in network.parameters())
         self.network = network
         self.device = device
         self.pool = pool
@@ -82,6 +86,7 @@ class TokenWorker:
                     wanted.extend(len(tokens) + offset for offset in row.wanted)
                 tokens.extend(row.tokens)
                 positions.extend(range(row.start, stop))
+        self._threads.take(self._token_operations * (TILE if self._batch_invariant else len(tokens)))
         window = self.network.config.sliding_window
         sets = [[plan] for plan in plans] if self._batch_invariant else [plans]
         groups = [group for some in sets for group in plan_groups(some, self.pool.block_size, window, self.device)]

@@ -1,0 +1,147 @@
+"""Paths of a trained velocity from noise to data: what a flow map is distilled from.
+
+Every path is a guided ODE solution of the frozen teacher, kept at `LEGS + 1` times; a flow map from t to s has to lead
+from one of its points to a later one. (Knowledge distillation, arXiv 2101.02388, for every pair of times as in flow map
+matching, arXiv 2406.07507.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEGS = 16
+BATCH = 16
+PATH_SALT = 1 << 40
+CANONICAL_SHIFT = 3.0
+JUMP_COUNTS = (1, 2, 4, 8)
+JUMP_SHARES = (0.2, 0.2, 0.35, 0.25)
+FREE_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Caption ids [B, T] and the ids [B, T] of the empty caption."""
+
+    text: Tensor
+    empty: Tensor
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """What a flow map learns: from x at t to `end` at s <= t, under a guidance scale. x, end [B, C, H, W], the rest [B]."""
+
+    x: Tensor
+    t: Tensor
+    end: Tensor
+    s: Tensor
+    guidance: Tensor
+    text: Tensor
+
+    @property
+    def velocity(self) -> Tensor:
+        """The average velocity over [s, t], (x - end) / (t - s)."""
+        return (self.x - self.end) / (self.t - self.s).view(-1, 1, 1, 1)
+
+
+@torch.no_grad()
+def guided_velocity(teacher: nn.Module, x: Tensor, t: Tensor, guidance: Tensor, captions: Captions) -> Tensor:
+    """v_u + w (v_c - v_u) of the teacher at guidance input 1 (classifier-free guidance, arXiv 2207.12598)."""
+    times, ones = t.repeat(2), torch.ones(2 * len(t))
+    both = teacher(x.repeat(2, 1, 1, 1), times, times, ones, torch.cat([captions.text, captions.empty])).float()
+    conditional, unconditional = both.chunk(2)
+    return torch.lerp(unconditional, conditional, guidance.view(-1, 1, 1, 1))
+
+
+def path_times(count: int, generator: torch.Generator) -> Tensor:
+    """[count, LEGS + 1] times from 1 to 0: half the paths on the grid of `CANONICAL_SHIFT`, the others on random ones."""
+    even = torch.linspace(1, 0, LEGS + 1).expand(count, -1)
+    jitter = (torch.rand(count, LEGS + 1, generator=generator) - 0.5) / (2 * LEGS)
+    jitter[:, [0, -1]] = 0.0
+    shift = torch.full((count, 1), CANONICAL_SHIFT)
+    free = torch.rand(count, 1, generator=generator) < 0.5
+    shift = torch.where(free, 1 + 4 * torch.rand(count, 1, generator=generator), shift)
+    even = torch.where(free, even + jitter, even)
+    return shift * even / (1 + (shift - 1) * even)
+
+
+class TrajectoryBank:
+    """The last `capacity` paths of a teacher. Path n is a function of (seed, n) alone, so a resumed run has the same ones.
+
+    Captions are padded with id 0. `captions(n, count)` gives the captions of paths n, n + 1, ..., n + count - 1.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        captions: Callable[[int, int], Captions],
+        shape: tuple[int, int, int],
+        text_tokens: int,
+        guidance_range: tuple[float, float],
+        seed: int,
+        capacity: int,
+    ) -> None:
+        if capacity % BATCH:
+            raise ValueError(f"a bank of {capacity} paths cannot be filled {BATCH} at a time")
+        self.teacher = teacher
+        self.captions = captions
+        self.guidance_range = guidance_range
+        self.seed = seed
+        self.points = torch.zeros(capacity, LEGS + 1, *shape)
+        self.times = torch.zeros(capacity, LEGS + 1)
+        self.guidance = torch.zeros(capacity)
+        self.text = torch.zeros(capacity, text_tokens, dtype=torch.int64)
+        self.end = 0
+
+    def advance(self, end: int) -> None:
+        """Have the paths before `end`, rounded down to whole batches; those that the bank has no room for are passed over."""
+        end -= end % BATCH
+        for first in range(max(self.end, end - len(self.points)), end, BATCH):
+            self._compute(first)
+        self.end = max(self.end, end)
+
+    def draw(self, count: int, generator: torch.Generator) -> Jumps:
+        """Jumps along random paths: one of 1, 2, 4 or 8 with equally many legs; the share `FREE_SHARE` between any two times."""
+        paths = torch.randint(len(self.points), (count,), generator=generator)
+        pick = torch.multinomial(torch.tensor(JUMP_SHARES), count, replacement=True, generator=generator)
+        legs = LEGS // torch.tensor(JUMP_COUNTS)[pick]
+        start = (torch.rand(count, generator=generator) * (LEGS // legs)).long() * legs
+        ends = torch.rand(count, LEGS + 1, generator=generator).argsort(dim=1)[:, :2].sort(dim=1).values
+        free = torch.rand(count, generator=generator) < FREE_SHARE
+        start, stop = torch.where(free, ends[:, 0], start), torch.where(free, ends[:, 1], start + legs)
+        return Jumps(
+            self.points[paths, start],
+            self.times[paths, start],
+            self.points[paths, stop],
+            self.times[paths, stop],
+            self.guidance[paths],
+            _trimmed(self.text[paths]),
+        )
+
+    @torch.no_grad()
+    def _compute(self, first: int) -> None:
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + PATH_SALT + first)
+        captions = self.captions(first, BATCH)
+        times = path_times(BATCH, generator)
+        low, high = self.guidance_range
+        guidance = low * (high / low) ** torch.rand(BATCH, generator=generator)
+        x = torch.randn(BATCH, *self.points.shape[2:], generator=generator)
+        points = [x]
+        for leg in range(LEGS):
+            t, s = times[:, leg], times[:, leg + 1]
+            x = x + (s - t).view(-1, 1, 1, 1) * guided_velocity(self.teacher, x, t, guidance, captions)
+            points.append(x)
+        place = first % len(self.points)
+        rows = slice(place, place + BATCH)
+        self.points[rows] = torch.stack(points, 1)
+        self.times[rows], self.guidance[rows] = times, guidance
+        self.text[rows] = F.pad(captions.text, (0, self.text.shape[1] - captions.text.shape[1]))
+
+
+def _trimmed(text: Tensor) -> Tensor:
+    """Caption ids [B, T] without the columns at the end that are padding (0) in every row."""
+    return text[:, : int((text != 0).any(0).sum())]

@@ -1,0 +1,66 @@
+"""What `--model` says, and the dtype that a network gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.models.loading import ImageModel, ModelError, ModelSpec, TextModel, fast_dtype, load_model
+from tests.checkpoints import write_decoder, write_flow_transformer
+
+CPU = torch.device("cpu")
+
+
+def test_options_follow_a_folder_or_an_embedded_name(tmp_path: Path) -> None:
+    write_decoder(tmp_path / "m")
+    spec = ModelSpec.parse(f"chat={tmp_path / 'm'},max_model_len=64,dtype=bfloat16")
+    assert (spec.name, spec.folder, spec.max_model_len, spec.dtype) == ("chat", tmp_path / "m", 64, torch.bfloat16)
+    assert ModelSpec.parse("shapes,dtype=float32").dtype is torch.float32
+    assert ModelSpec.parse("shapes,dtype=auto").dtype is None
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("nobody", "no embedded model is called 'nobody'; there are: shakespeare, shapes"),
+        ("a=/nowhere", "/nowhere is not a folder"),
+        ("shapes,dtype=int3", "dtype must be one of auto, float32, bfloat16"),
+        ("shapes,max_model_len=0", "max_model_len must be a positive integer"),
+        ("shapes,colour=red", "option 'colour' is not supported"),
+    ],
+)
+def test_a_wrong_specification_says_what_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        ModelSpec.parse(text)
+
+
+def test_text_is_exact_and_pictures_are_fast_unless_asked_otherwise(tmp_path: Path) -> None:
+    write_decoder(tmp_path / "text")
+    write_flow_transformer(tmp_path / "image")
+
+    def dtype(spec: str) -> torch.dtype:
+        model = load_model(ModelSpec.parse(spec), CPU)
+        assert isinstance(model, TextModel | ImageModel)
+        return next(model.network.parameters()).dtype
+
+    assert dtype(f"t={tmp_path / 'text'}") is torch.float32
+    assert dtype(f"i={tmp_path / 'image'}") is fast_dtype(CPU)
+    assert dtype(f"i={tmp_path / 'image'},dtype=float32") is torch.float32
+
+
+@torch.no_grad()
+def test_fused_projections_compute_the_same(tmp_path: Path) -> None:
+    from service.training.block_diffusion_objective import DenseAttention
+
+    write_decoder(tmp_path)
+    model = load_model(ModelSpec.parse(f"t={tmp_path}"), CPU)
+    assert isinstance(model, TextModel)
+    tokens = torch.randint(256, (130,), generator=torch.Generator().manual_seed(0))
+    window = model.network.config.sliding_window
+    before = model.network.hidden(tokens, torch.arange(130), DenseAttention(1, 130, window))
+    model.network.fuse()
+    model.network.fuse()
+    assert len([name for name, _ in model.network.named_parameters() if "gate_proj" in name or "q_proj" in name]) == 0
+    torch.testing.assert_close(model.network.hidden(tokens, torch.arange(130), DenseAttention(1, 130, window)), before)
