@@ -40,7 +40,7 @@ class ShapesTrainingOptions:
 
     out: Path
     steps: int = 4800
-    flow_map_steps: int = 1500
+    flow_map_steps: int = 1200
     batch_size: int = 96
     width: int = 256
     depth: int = 6

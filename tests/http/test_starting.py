@@ -1,0 +1,42 @@
+"""A server that cannot serve says why and ends; it does not wait for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def serve(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, env={**os.environ, **variables})
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason() -> None:
+    ended = serve("--model", "nobody")
+    assert ended.returncode == 3
+    assert "no embedded model is called 'nobody'" in ended.stdout + ended.stderr
+
+
+def test_a_folder_of_an_unknown_architecture_ends_the_server_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt9"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    ended = serve("--model", f"new={tmp_path}")
+    assert ended.returncode == 3 and "model_type 'gpt9' is not supported" in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments,variables,words",
+    [
+        (("--config", "/nowhere.toml"), {}, "--config: there is no file /nowhere.toml"),
+        ((), {"STRIDE_MODELS": "shapes"}, "models"),
+        (("--log-level", "silly"), {}, "log_level"),
+        (("--max-waiting", "none"), {}, "max_waiting"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(arguments: tuple[str, ...], variables: dict[str, str], words: str) -> None:
+    ended = serve(*arguments, **variables)
+    assert ended.returncode == 2 and words in ended.stderr and "Traceback" not in ended.stderr
