@@ -30,10 +30,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """G rows of Q queries each: packed indices [G * Q], context slots [G * C], and who may see whom, bool [G, 1, Q, C]."""
+    """G rows of Q queries each: packed indices [G * Q], blocks of their context [G * C / block_size], and who may see whom,
+    bool [G, 1, Q, C]."""
 
     queries: Tensor
-    slots: Tensor
+    blocks: Tensor
     mask: Tensor
 
 
@@ -49,35 +50,43 @@ def plan_groups(plans: Sequence[Plan], block_size: int, window: int | None, devi
 
 
 def _group(rows: list[Plan], length: int, block_size: int, window: int | None, device: torch.device) -> RowGroup:
-    numbers = torch.tensor([(row.offset, row.start, row.first, row.bidirectional) for row in rows])
-    offsets, starts, firsts, flags = (column[:, None] for column in numbers.unbind(1))
+    numbers = torch.tensor([(row.offset, row.start, row.first // block_size, row.bidirectional) for row in rows])
+    offsets, starts, first_blocks, flags = (column[:, None] for column in numbers.unbind(1))
     bidirectional, stops = flags.bool(), starts + length
-    context = max(row.start + length - row.first for row in rows)
-    width = max(len(row.blocks) for row in rows)
-    tables = torch.tensor([list(row.blocks) + [0] * (width - len(row.blocks)) for row in rows])
-    keys = firsts + torch.arange(context)
-    valid = keys < stops
-    slots = tables.gather(1, (keys // block_size).clamp(max=width - 1)) * block_size + keys % block_size
+    count = max((row.start + length - 1) // block_size - row.first // block_size + 1 for row in rows)
+    # A row with less context than the longest is filled up with block 0, which the mask hides.
+    tables = torch.tensor([_context(row, length, block_size, count) for row in rows])
+    keys = first_blocks * block_size + torch.arange(count * block_size)
     queries = starts + torch.arange(length)
     last_seen = torch.where(bidirectional, stops - 1, queries)
-    mask = valid[:, None, :] & (keys[:, None, :] <= last_seen[:, :, None])
+    mask = keys[:, None, :] <= last_seen[:, :, None]
     if window is not None:
         near = keys[:, None, :] > queries[:, :, None] - window
         mask &= near | (bidirectional[:, :, None] & (keys[:, None, :] >= starts[:, :, None]))
     packed = (offsets + torch.arange(length)).flatten()
-    return RowGroup(packed.to(device), torch.where(valid, slots, 0).flatten().to(device), mask[:, None].to(device))
+    return RowGroup(packed.to(device), tables.flatten().to(device), mask[:, None].to(device))
 
 
-def paged_attention(query: Tensor, keys: Tensor, values: Tensor, groups: Sequence[RowGroup]) -> Tensor:
-    """query [N, Hq, D]; keys and values [slots, Hkv, D], the batch's own already written -> [N, Hq, D]."""
+def _context(row: Plan, length: int, block_size: int, count: int) -> list[int]:
+    first = row.first // block_size
+    blocks = list(row.blocks[first : (row.start + length - 1) // block_size + 1])
+    return blocks + [0] * (count - len(blocks))
+
+
+def paged_attention(query: Tensor, store: Tensor, groups: Sequence[RowGroup]) -> Tensor:
+    """query [N, Hq, D]; store [blocks, block_size, 2, Hkv, D], keys and values, the batch's own already written -> [N, Hq, D].
+
+    Everything in the store must be finite, also where no row sees it: what is masked is weighted by zero, not left out.
+    """
     out = torch.empty_like(query)
-    grouped = query.shape[1] != keys.shape[1]
+    kv_heads, size = store.shape[3:]
+    grouped = query.shape[1] != kv_heads
     for group in groups:
-        # index_select copies whole rows of a tensor, several times faster on a CPU than indexing with brackets.
+        # index_select copies whole blocks, several times faster on a CPU than indexing with brackets.
         count, _, length, context = group.mask.shape
         rows = query.index_select(0, group.queries).unflatten(0, (count, length)).transpose(1, 2)
-        k = keys.index_select(0, group.slots).unflatten(0, (count, context)).transpose(1, 2)
-        v = values.index_select(0, group.slots).unflatten(0, (count, context)).transpose(1, 2)
+        gathered = store.flatten(1).index_select(0, group.blocks).view(count, context, 2, kv_heads, size)
+        k, v = gathered.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=group.mask, enable_gqa=grouped)
         out.index_copy_(0, group.queries, attended.transpose(1, 2).flatten(0, 1))
     return out

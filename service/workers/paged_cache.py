@@ -8,18 +8,27 @@ from service.workers.block_pool import BlockPool
 
 
 class PagedCache:
-    """Keys and values [layers, 2, slots, kv_heads, head_dim] in one tensor, reserved at start."""
+    """Keys and values [layers, blocks, block_size, 2, kv_heads, head_dim] in one tensor, reserved at start."""
 
     def __init__(
         self, layers: int, kv_heads: int, head_dim: int, pool: BlockPool, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.pool = pool
-        slots = pool.blocks * pool.block_size
-        self.store = torch.zeros(layers, 2, slots, kv_heads, head_dim, dtype=dtype, device=device)
+        shape = (layers, pool.blocks, pool.block_size, 2, kv_heads, head_dim)
+        self.store = torch.zeros(shape, dtype=dtype, device=device)
 
     @staticmethod
     def block_bytes(layers: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
         return layers * 2 * block_size * kv_heads * head_dim * dtype.itemsize
+
+    def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """key and value [N, kv_heads, head_dim] of the positions that lie in `slots`, int64 [N]."""
+        both = torch.stack((key, value), dim=1)
+        self.store[layer].flatten(0, 1).index_copy_(0, slots, both.to(self.store.dtype))
+
+    def clear(self, blocks: list[int]) -> None:
+        """Forget numbers that are not finite: whoever gets these blocks next multiplies what it does not see by zero."""
+        self.store[:, blocks] = 0
 
     def slots(self, blocks: list[int], start: int, stop: int) -> list[int]:
         """Slots of the positions start..stop-1 of a request that holds `blocks`."""

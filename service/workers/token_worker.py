@@ -28,15 +28,13 @@ class PagedAttention:
     """
 
     def __init__(self, cache: PagedCache, written: Tensor, groups: Sequence[RowGroup]) -> None:
-        self._store = cache.store
+        self._cache = cache
         self._written = written
         self._groups = groups
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = self._store[layer]
-        keys.index_copy_(0, self._written, key.to(keys.dtype))
-        values.index_copy_(0, self._written, value.to(values.dtype))
-        return paged_attention(query, keys, values, self._groups)
+        self._cache.write(layer, self._written, key, value)
+        return paged_attention(query, self._cache.store[layer], self._groups)
 
 
 class TokenWorker:
@@ -143,10 +141,11 @@ class TokenWorker:
         readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
         outcomes: list[TokenOutcome] = []
         at = 0
-        for count in counts:
+        for move, count in zip(moves, counts, strict=True):
             if all(finite[at : at + count]):
                 outcomes.append(readings[at : at + count])
             else:
+                self.cache.clear(move.blocks)
                 outcomes.append(RowError("the model's output for this request is not finite"))
             at += count
         return outcomes

@@ -26,6 +26,7 @@ class FakeService(ThreadingHTTPServer):
     """Answers `/v1/models` and `/v1/generate`; keeps the bodies it got and the most requests it had at a time."""
 
     daemon_threads = True
+    request_queue_size = 128  # a burst of connections is not reset while the machine is busy
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

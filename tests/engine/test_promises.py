@@ -105,6 +105,21 @@ def test_a_row_whose_forward_fails_ends_that_request_alone(folder: Path, kind: s
         assert outputs.tokens[name] == healthy.tokens[name]
 
 
+def test_a_request_whose_numbers_overflow_leaves_nothing_behind_for_others(folder: Path) -> None:
+    engine = engine_on(folder)
+    worker = engine.models["text"].worker
+    poisoned, healthy = text_request("poisoned", 4, max_tokens=30), text_request("healthy", 7, max_tokens=30)
+    outputs = Outputs()
+    outputs.take(engine.take(poisoned))
+    for _ in range(5):
+        outputs.take(engine.tick())
+    worker.cache.store[:, engine.scheduler.requests["poisoned"].blocks] = float("nan")
+    finish_all(engine, [], outputs)
+    assert "not finite" in outputs.failed["poisoned"].message
+    finish_all(engine, [healthy], outputs)
+    assert outputs.tokens["healthy"] == finish_all(engine_on(folder), [healthy]).tokens["healthy"]
+
+
 def test_a_request_that_can_never_fit_is_refused_at_once(folder: Path) -> None:
     engine = engine_on(folder, kv_memory=1 << 20, kv_block=16)
     pool = engine.scheduler.lanes["text"].pool

@@ -21,24 +21,28 @@ def dense(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible
 
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("window", [None, 1, 5, 64])
-def test_rows_of_every_kind_in_one_batch(heads: int, kv_heads: int, window: int | None) -> None:
+@pytest.mark.parametrize("block_size", [1, 4, 8])
+def test_rows_of_every_kind_in_one_batch(heads: int, kv_heads: int, window: int | None, block_size: int) -> None:
     torch.manual_seed(heads * 100 + (window or 0))
     # (start, queries, bidirectional): decode, prefill from nothing and from a prefix, a canvas, a canvas with no prefix.
     rows = [(0, 1, False), (37, 1, False), (0, 17, False), (11, 17, False), (20, 8, True), (0, 8, True), (3, 1, True)]
     keys, values = torch.randn(600, kv_heads, HEAD), torch.randn(600, kv_heads, HEAD)
-    free = torch.randperm(600)
+    free = torch.randperm(600 // block_size)
     plans, queries, expected, used = [], [], [], 0
     for start, count, bidirectional in rows:
         stop = start + count
-        slots = free[used : used + stop]
-        used += stop
+        blocks = free[used : used - (-stop // block_size)]
+        used += len(blocks)
+        slots = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()[:stop]
         first = 0 if window is None else max(0, start - window + 1)
-        plans.append(Plan(sum(len(q) for q in queries), count, start, first, slots.tolist(), bidirectional))
+        plans.append(Plan(sum(len(q) for q in queries), count, start, first, blocks.tolist(), bidirectional))
         query = torch.randn(count, heads, HEAD)
         queries.append(query)
         at, key = torch.arange(start, stop)[:, None], torch.arange(stop)[None]
         near = torch.ones(count, stop, dtype=torch.bool) if window is None else key > at - window
         visible = (near | (key >= start)) if bidirectional else (near & (key <= at))
         expected.append(dense(query, keys[slots], values[slots], visible))
-    out = paged_attention(torch.cat(queries), keys, values, plan_groups(plans, 1, window, torch.device("cpu")))
+    store = torch.stack((keys, values), dim=1).view(600 // block_size, block_size, 2, kv_heads, HEAD)
+    groups = plan_groups(plans, block_size, window, torch.device("cpu"))
+    out = paged_attention(torch.cat(queries), store, groups)
     torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)
