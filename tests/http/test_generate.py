@@ -87,3 +87,12 @@ def test_a_seed_that_was_not_given_is_reported_and_repeats(server: Server) -> No
     first = server.post("/v1/generate", body).json()["outputs"][0]
     again = server.post("/v1/generate", {**body, "seed": first["seed"]}).json()["outputs"][0]
     assert again["text"] == first["text"]
+
+
+def test_block_diffusion_uses_at_most_half_as_many_forwards_as_tokens(server: Server) -> None:
+    procedure = {"name": "block_diffusion", "block_length": 32, "threshold": 0.4}
+    body = {"model": "shakespeare", "prompt": "ROMEO:\nI ", "max_tokens": 128, "ignore_eos": True, "procedure": procedure}
+    usage = server.post("/v1/generate", body | {"n": 8, "seed": 3, "temperature": 0.8}).json()["usage"]
+    assert usage["generated_tokens"] == 8 * 128
+    assert usage["forwards"] <= 0.5 * usage["generated_tokens"]
+    assert usage["tokens_per_forward"] >= 2.0
