@@ -40,6 +40,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the three sub-commands beside others; each sets `run`, called with the parsed arguments."""
     shapes = commands.add_parser("shapes", help="train the embedded image model")
     shapes.add_argument("--out", type=Path, required=True, help="folder for the model; training state in OUT/training")
+    shapes.add_argument("--start", type=Path, help="folder of a model whose weights to begin with, in place of fresh ones")
     shapes.add_argument("--resume", action="store_true", help="continue from the state in OUT/training")
     _add_fields(shapes, ShapesTrainingOptions)
     shapes.set_defaults(run=_run_shapes)

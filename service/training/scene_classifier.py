@@ -52,7 +52,7 @@ class ClassifierOptions:
     """What `stride train scene-classifier` does."""
 
     out: Path
-    steps: int = 1200
+    steps: int = 1500
     batch_size: int = 128
     rate: float = 4e-3
     seed: int = 1

@@ -36,9 +36,13 @@ from service.training.trajectories import BATCH, PATH_SALT, Captions, Trajectory
 
 @dataclass(frozen=True)
 class ShapesTrainingOptions:
-    """What `stride train shapes` does; `steps` are of the velocity stage, `flow_map_steps` follow."""
+    """What `stride train shapes` does; `steps` are of the velocity stage, `flow_map_steps` follow.
+
+    `start` is the folder of a model of the same shape to begin with, in place of fresh weights.
+    """
 
     out: Path
+    start: Path | None = None
     steps: int = 4800
     flow_map_steps: int = 1200
     batch_size: int = 96
@@ -98,6 +102,8 @@ class ShapesTrainer:
                 null_token_id=SPECIAL_TOKENS.index(NULL),
             )
         )
+        if options.start is not None:
+            self.network.load_state_dict(ShapesModel.load(options.start).network.state_dict())
         self.average = WeightAverage(self.network, options.average_decay)
         self.step = 0
         self.optimizer = self._velocity_optimizer()

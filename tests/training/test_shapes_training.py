@@ -41,6 +41,15 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, stop_after: int) -> None:
         torch.testing.assert_close(resumed.average.weights[name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_a_run_can_begin_with_the_weights_of_a_model(tmp_path: Path) -> None:
+    first = ShapesTrainer(options(tmp_path))
+    first.train_step()
+    first.export(tmp_path / "model")
+    second = ShapesTrainer(options(tmp_path, start=tmp_path / "model", seed=9))
+    for name, weight in second.network.named_parameters():
+        torch.testing.assert_close(weight, first.average.weights[name].half().float())
+
+
 def test_a_run_leaves_a_model_that_samples_by_every_kind_of_table(tmp_path: Path) -> None:
     train_shapes(options(tmp_path, steps=2, flow_map_steps=1))
     assert load_training_state(tmp_path / "training" / "state.pt")["step"] == 3
