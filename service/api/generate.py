@@ -118,7 +118,7 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
     if body.negative_prompt:
         check_negative(card, procedure, parameters)
     if body.preview_every:
-        _check_previews(body, procedure, parameters["steps"])
+        _check_previews(body, procedure, parameters)
     job = Job(service, request.state.id, card, procedure, parameters)
     job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)
     generation = Generation(service, job, body)
@@ -127,12 +127,13 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
     return JSONResponse(await unless_gone(request, job, generation.whole()))
 
 
-def _check_previews(body: GenerateBody, procedure: str, steps: int) -> None:
-    rows = refinement_rows(procedure, steps)
+def _check_previews(body: GenerateBody, procedure: str, parameters: dict[str, Any]) -> None:
     if not body.stream:
         raise InvalidField("preview_every", "preview_every needs stream: true")
+    rows = refinement_rows(procedure, parameters)
     if body.preview_every >= rows:
-        raise InvalidField("preview_every", f"{procedure} with {steps} steps has {rows} evaluations; preview_every must be below")
+        message = f"{procedure} with {parameters['steps']} steps has {rows} evaluations; preview_every must be below"
+        raise InvalidField("preview_every", message)
 
 
 def _text(service: Service, card: ModelCard, body: GenerateBody) -> TextWork:

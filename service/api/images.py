@@ -40,7 +40,7 @@ async def generations(body: ImageBody, request: Request, service: ServiceDep) ->
         raise InvalidField(theirs, str(error)) from None
     if body.negative_prompt:
         check_negative(card, procedure, parameters)
-    every = _preview_every(parameters["steps"], procedure, body.partial_images)
+    every = _preview_every(procedure, parameters, body.partial_images)
     work = image_work(service, card, body.prompt, body.negative_prompt, body.size, every)
     job = Job(service, request.state.id, card, procedure, parameters)
     job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)
@@ -49,13 +49,13 @@ async def generations(body: ImageBody, request: Request, service: ServiceDep) ->
     return JSONResponse(await unless_gone(request, job, _whole(job, body)))
 
 
-def _preview_every(steps: int, procedure: str, wanted: int) -> int:
+def _preview_every(procedure: str, parameters: dict[str, Any], wanted: int) -> int:
     """Rows between previews so that at least `wanted` come before the last row. Raises ApiError for too few rows."""
     if wanted == 0:
         return 0
-    rows = refinement_rows(procedure, steps)
+    rows = refinement_rows(procedure, parameters)
     if rows <= wanted:
-        message = f"{procedure} with {steps} steps can give at most {rows - 1} partial images, not {wanted}"
+        message = f"{procedure} with {parameters['steps']} steps can give at most {rows - 1} partial images, not {wanted}"
         raise ApiError(400, message, "partial_images", "invalid_value")
     return rows // (wanted + 1)
 

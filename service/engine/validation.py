@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from service.engine.messages import ModelCard
+from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
 
 
@@ -59,9 +60,11 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
     return name, msgspec.to_builtins(parameters)
 
 
-def refinement_rows(procedure: str, steps: int) -> int:
-    """Evaluations of a request for a picture, one state each."""
-    return 2 * steps - 1 if procedure == "heun" else steps
+def refinement_rows(procedure: str, parameters: Mapping[str, Any]) -> int:
+    """Evaluations of a request for a picture, one state each: the rows of its sampler table."""
+    typed = msgspec.convert(parameters, PROCEDURES[procedure].parameters)
+    assert isinstance(typed, SamplerParameters)
+    return len(typed.table())
 
 
 def check_negative(card: ModelCard, procedure: str, parameters: Mapping[str, Any]) -> None:
