@@ -84,7 +84,10 @@ class ProcedureCard(msgspec.Struct, frozen=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """What a served model is and can do. `folder` holds tokenizer.json and, for text, the chat template."""
+    """What a served model is and can do. `folder` holds tokenizer.json and, for text, the chat template.
+
+    `sampling_defaults` are generation_config.json's, by the names of `Sampling`, for requests that say nothing.
+    """
 
     name: str
     kind: Literal["text", "image"]
@@ -101,6 +104,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     block_lengths: list[int] = []
     sizes: list[tuple[int, int]] = []
     guidance_range: tuple[float, float] | None = None
+    sampling_defaults: dict[str, float] = {}
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=False):
