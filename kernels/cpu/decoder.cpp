@@ -1,0 +1,408 @@
+// All layers of a decoder in one call: a few barriers a layer are what is left of the overhead.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "attention.h"
+#include "gemm.h"
+#include "team.h"
+
+namespace stride {
+
+struct Norm {
+    const float* weight;  // null: there is no such norm
+    const float* bias;    // null: none
+};
+
+struct Layer {
+    Norm before_attention, after_attention, before_mlp, after_mlp, query, key;
+    Linear qkv, out, up, down;
+    const float* frequencies;  // rotary_size / 2 of them; null: positions are not rotated
+    float rotary_factor;       // of the cosines and sines
+    int32_t window;            // keys that a query sees, itself included; 0: all
+    float softcap;             // of the attention scores; 0: none
+    int32_t norm_whole;        // query and key norms over all heads together
+};
+
+struct Decoder {
+    const Layer* layers;
+    Norm last;
+    Linear head;
+    int64_t layer_count, hidden, heads, kv_heads, head_dim, rotary_size, intermediate;
+    float epsilon, attention_scale, logit_softcap;
+    int32_t centred;     // norms subtract the mean
+    int32_t gated;       // up holds gate and up, 16 outputs of each in turn
+    int32_t activation;  // enum Activation
+    int32_t wide_store;  // the cache is float32, not bfloat16
+};
+
+struct Batch {
+    float* x;                  // [tokens, hidden], the embeddings; overwritten
+    void* store;               // [layers, slots, 2, kv_heads, head_dim]
+    const int64_t* positions;  // [tokens]
+    const int64_t* slots;      // [tokens], where keys and values are written
+    const int32_t* rows;       // [tokens], which block table is a token's
+    const int32_t* row_start;  // [tokens], position of the first token of its row where the row sees all of itself, else -1
+    const int64_t* last;       // [tokens], the last position that a token sees
+    const int32_t* tables;     // [rows, table_size]
+    const int64_t* wanted;     // [wanted_count], tokens whose logits are asked for
+    float* logits;             // [wanted_count, outputs of the head]
+    int64_t tokens, table_size, block_size, slot_count, wanted_count, longest;
+};
+
+constexpr int64_t MOST_ROTATIONS = 4;
+constexpr int64_t HEAD_NUMBERS = 2048;  // of heads that attend at once
+
+// Buffers of one forward. They grow to the largest batch and stay.
+struct Workspace {
+    std::vector<float> branch, qkv, scores, angles;
+    std::vector<int32_t> places;
+    std::vector<char> a, b;
+    void fit(const Decoder& d, const Batch& batch, int threads, bool wide) {
+        const int64_t element = wide ? 4 : 2, up = d.intermediate;
+        const int64_t qkv_size = (d.heads + 2 * d.kv_heads) * d.head_dim;
+        grow(branch, batch.tokens * d.hidden);
+        grow(angles, MOST_ROTATIONS * batch.tokens * d.rotary_size);
+        grow(qkv, batch.tokens * qkv_size);
+        grow(scores, threads * (d.heads / d.kv_heads) * (batch.longest + 32));
+        grow(places, threads * (batch.longest + 32));
+        grow(a, (batch.tokens + batch.wanted_count) * std::max(d.hidden, d.heads * d.head_dim) * element);
+        grow(b, batch.tokens * (up + 16) * element);
+    }
+    template <class T>
+    static void grow(std::vector<T>& v, int64_t size) {
+        if (static_cast<int64_t>(v.size()) < size) v.resize(size);
+    }
+};
+
+template <class A>
+void normalise(const float* x, int64_t size, const Norm& norm, float epsilon, bool centred, A* out) {
+    __m512 total = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+    float mean = 0.0f;
+    if (centred) {
+        for (int64_t i = 0; i < size; i += 16) total = _mm512_add_ps(total, load(x + i, tail(size - i)));
+        mean = _mm512_reduce_add_ps(total) / size;
+    }
+    const __m512 centre = _mm512_set1_ps(mean);
+    for (int64_t i = 0; i < size; i += 16) {
+        const __m512 part = _mm512_maskz_sub_ps(tail(size - i), load(x + i, tail(size - i)), centre);
+        squares = _mm512_fmadd_ps(part, part, squares);
+    }
+    const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / size + epsilon));
+    for (int64_t i = 0; i < size; i += 16) {
+        const __mmask16 mask = tail(size - i);
+        __m512 value = _mm512_mul_ps(_mm512_sub_ps(load(x + i, mask), centre), factor);
+        value = _mm512_mul_ps(value, load(norm.weight + i, mask));
+        if (norm.bias) value = _mm512_add_ps(value, load(norm.bias + i, mask));
+        store(out + i, value, mask);
+    }
+}
+
+// `out` may be `x`.
+template <class A>
+void maybe_normalise(const float* x, int64_t size, const Norm& norm, const Decoder& d, A* out) {
+    if (norm.weight) return normalise(x, size, norm, d.epsilon, d.centred, out);
+    for (int64_t i = 0; i < size; i += 16) store(out + i, load(x + i, tail(size - i)), tail(size - i));
+}
+
+// Halves i and i + rotary_size / 2 of a head turned by the position's angles, then everything times `scale`.
+inline void rotate(float* head, const Layer& layer, const Decoder& d, const float* cosines, const float* sines, float scale) {
+    const int64_t half = d.rotary_size / 2;
+    if (layer.frequencies)
+        for (int64_t i = 0; i < half; ++i) {
+            const float low = head[i], high = head[i + half];
+            head[i] = low * cosines[i] - high * sines[i];
+            head[i + half] = high * cosines[i] + low * sines[i];
+        }
+    if (scale != 1.0f)
+        for (int64_t i = 0; i < d.head_dim; ++i) head[i] *= scale;
+}
+
+// A: what the products take, T: what the cache holds.
+template <class A, class T>
+class Forward {
+public:
+    Forward(const Decoder& d, const Batch& batch, Workspace& space, int threads)
+        : d(d), batch(batch), space(space), threads(threads), qkv_size((d.heads + 2 * d.kv_heads) * d.head_dim),
+          a(reinterpret_cast<A*>(space.a.data())), b(reinterpret_cast<A*>(space.b.data())), cut(batch.tokens),
+          team(PHASES * d.layer_count + 3) {
+        for (int64_t i = 0; i < d.layer_count; ++i) {
+            const Layer& l = d.layers[i];
+            if (l.frequencies == nullptr || rotation_of(l) < static_cast<int64_t>(rotations.size())) continue;
+            rotations.push_back(l.frequencies);
+            factors.push_back(l.rotary_factor);
+        }
+    }
+
+    void run() {
+        Pool::shared().run(threads, [this](int thread) {
+            Place at{thread, 0};
+            team.share(at.phase, rotations.size() * batch.tokens, 4, [&](int64_t i) { turn(i / batch.tokens, i % batch.tokens); });
+            for (int64_t i = 0; i < d.layer_count; ++i) layer(i, at);
+            read(at);
+        });
+    }
+
+private:
+    static constexpr int64_t PHASES = 10;
+    // A thread, and how many phases it has been through.
+    struct Place {
+        int thread, phase;
+    };
+
+    const Decoder& d;
+    const Batch& batch;
+    Workspace& space;
+    const int threads;
+    const int64_t qkv_size;
+    A* const a;
+    A* const b;
+    const Cut cut;
+    std::vector<const float*> rotations;
+    std::vector<float> factors;
+    Team team;
+
+    float* x(int64_t token) const { return batch.x + token * d.hidden; }
+    float* branch(int64_t token) const { return space.branch.data() + token * d.hidden; }
+    float* qkv(int64_t token) const { return space.qkv.data() + token * qkv_size; }
+
+    template <class Done>
+    void product(const Linear& linear, const A* from, Place& at, Done done) {
+        team.share(at.phase, cut.pieces(linear), 1, [&](int64_t piece) { multiply(linear, from, batch.tokens, cut, piece, threads, done); });
+    }
+
+    void layer(int64_t index, Place& at) {
+        const Layer& l = d.layers[index];
+        T* store = static_cast<T*>(batch.store) + index * batch.slot_count * 2 * d.kv_heads * d.head_dim;
+        team.share(at.phase, batch.tokens, 4, [&](int64_t i) {
+            maybe_normalise(x(i), d.hidden, l.before_attention, d, a + i * d.hidden);
+        });
+        product(l.qkv, a, at, [&](int64_t row, int64_t output, const float* values) {
+            put(qkv(row), output, qkv_size, values);
+        });
+        team.share(at.phase, batch.tokens, 2, [&](int64_t i) { place(l, i, store); });
+        // All heads of a token by one thread, since they lie side by side in the cache, unless tokens are too few.
+        const int64_t together = batch.tokens >= 2 * threads ? d.kv_heads : 1, parts = d.kv_heads / together;
+        team.share(at.phase, batch.tokens * parts, 1, [&](int64_t i) {
+            attend_one(l, i / parts, i % parts * together, together, store, at.thread);
+        });
+        branch_out(l.out, a, l.after_attention, at);
+        team.share(at.phase, batch.tokens, 4, [&](int64_t i) {
+            maybe_normalise(x(i), d.hidden, l.before_mlp, d, a + i * d.hidden);
+        });
+        product(l.up, a, at, [&](int64_t row, int64_t output, const float* values) { activated(row, output, values); });
+        branch_out(l.down, b, l.after_mlp, at);
+    }
+
+    // x += the product, or x += norm(the product).
+    void branch_out(const Linear& linear, const A* from, const Norm& norm, Place& at) {
+        const bool direct = norm.weight == nullptr;
+        product(linear, from, at, [&](int64_t row, int64_t output, const float* values) {
+            if (direct)
+                add(x(row), output, d.hidden, values);
+            else
+                put(branch(row), output, d.hidden, values);
+        });
+        if (direct) return;
+        team.share(at.phase, batch.tokens, 4, [&](int64_t i) {
+            normalise(branch(i), d.hidden, norm, d.epsilon, d.centred, branch(i));
+            for (int64_t j = 0; j < d.hidden; j += 16) {
+                const __mmask16 mask = tail(d.hidden - j);
+                stride::store(x(i) + j, _mm512_add_ps(load(x(i) + j, mask), load(branch(i) + j, mask)), mask);
+            }
+        });
+    }
+
+    static void put(float* row, int64_t at, int64_t size, const float* values) {
+        for (int64_t j = 0; j < PANEL && at + j < size; j += 16)
+            stride::store(row + at + j, _mm512_load_ps(values + j), tail(size - at - j));
+    }
+
+    static void add(float* row, int64_t at, int64_t size, const float* values) {
+        for (int64_t j = 0; j < PANEL && at + j < size; j += 16) {
+            const __mmask16 mask = tail(size - at - j);
+            stride::store(row + at + j, _mm512_add_ps(load(row + at + j, mask), _mm512_load_ps(values + j)), mask);
+        }
+    }
+
+    void activated(int64_t row, int64_t output, const float* values) {
+        const auto kind = static_cast<Activation>(d.activation);
+        A* out = b + row * d.intermediate;
+        const __m512 first = activate(_mm512_load_ps(values), kind);
+        if (d.gated) {
+            const int64_t at = output / 2;
+            stride::store(out + at, _mm512_mul_ps(first, _mm512_load_ps(values + 16)), tail(d.intermediate - at));
+            return;
+        }
+        stride::store(out + output, first, tail(d.intermediate - output));
+        if (output + 16 < d.intermediate)
+            stride::store(out + output + 16, activate(_mm512_load_ps(values + 16), kind), tail(d.intermediate - output - 16));
+    }
+
+    float* turned(int64_t rotation, int64_t token) const {
+        return space.angles.data() + (rotation * batch.tokens + token) * d.rotary_size;
+    }
+
+    int64_t rotation_of(const Layer& l) const {
+        return std::find(rotations.begin(), rotations.end(), l.frequencies) - rotations.begin();
+    }
+
+    // Cosines and sines of a token's position, once for all layers with the same frequencies.
+    void turn(int64_t rotation, int64_t token) {
+        const float* frequencies = rotations[rotation];
+        const float factor = factors[rotation];
+        float* out = turned(rotation, token);
+        for (int64_t i = 0; i < d.rotary_size / 2; ++i) {
+            const float angle = static_cast<float>(batch.positions[token]) * frequencies[i];
+            out[i] = std::cos(angle) * factor;
+            out[i + d.rotary_size / 2] = std::sin(angle) * factor;
+        }
+    }
+
+    // Norms and rotates queries and keys, and writes keys and values to the cache.
+    void place(const Layer& l, int64_t token, T* store) {
+        float* query = qkv(token);
+        float* key = query + d.heads * d.head_dim;
+        const float* value = key + d.kv_heads * d.head_dim;
+        if (l.norm_whole) {
+            normalise(query, d.heads * d.head_dim, l.query, d.epsilon, d.centred, query);
+            normalise(key, d.kv_heads * d.head_dim, l.key, d.epsilon, d.centred, key);
+        } else if (l.query.weight) {
+            for (int64_t h = 0; h < d.heads; ++h)
+                normalise(query + h * d.head_dim, d.head_dim, l.query, d.epsilon, d.centred, query + h * d.head_dim);
+            for (int64_t h = 0; h < d.kv_heads; ++h)
+                normalise(key + h * d.head_dim, d.head_dim, l.key, d.epsilon, d.centred, key + h * d.head_dim);
+        }
+        const float* cosines = l.frequencies ? turned(rotation_of(l), token) : nullptr;
+        const float* sines = cosines + d.rotary_size / 2;
+        for (int64_t h = 0; h < d.heads; ++h) rotate(query + h * d.head_dim, l, d, cosines, sines, d.attention_scale);
+        for (int64_t h = 0; h < d.kv_heads; ++h) rotate(key + h * d.head_dim, l, d, cosines, sines, 1.0f);
+        const int64_t size = d.kv_heads * d.head_dim;
+        T* slot = store + batch.slots[token] * 2 * size;
+        for (int64_t j = 0; j < size; j += 16) {
+            const __mmask16 mask = tail(size - j);
+            stride::store(slot + j, load(key + j, mask), mask);
+            stride::store(slot + size + j, load(value + j, mask), mask);
+        }
+    }
+
+    void attend_one(const Layer& l, int64_t token, int64_t head, int64_t count, const T* store, int thread) {
+        const int64_t group = d.heads / d.kv_heads, position = batch.positions[token], room = batch.longest + 32;
+        int64_t first = l.window > 0 ? std::max<int64_t>(0, position - l.window + 1) : 0;
+        if (l.window > 0 && batch.row_start[token] >= 0) first = std::min<int64_t>(first, batch.row_start[token]);
+        float* scores = space.scores.data() + thread * group * room;
+        int32_t* places = space.places.data() + thread * room;
+        find_places(batch.tables + batch.rows[token] * batch.table_size, batch.block_size, first, batch.last[token], places);
+        for (int64_t behind = count; behind > 0; ++head, --behind) {
+            const Context<T> context{
+                store + head * d.head_dim, places, batch.last[token] - first + 1, d.kv_heads * d.head_dim, d.head_dim};
+            attend_group(l, context, token, head * group, behind == count ? count : 0, scores);
+        }
+    }
+
+    void attend_group(const Layer& l, const Context<T>& context, int64_t token, int64_t head, int64_t behind, float* scores) {
+        const int64_t group = d.heads / d.kv_heads, most = HEAD_NUMBERS / d.head_dim;
+        float out[HEAD_NUMBERS];
+        for (int64_t g = 0; g < group; g += most) {
+            const int64_t some = std::min(most, group - g), at = (head + g) * d.head_dim;
+            attend_any(context, qkv(token) + at, some, l.softcap, g == 0 ? behind : 0, scores, out);
+            A* to = a + token * d.heads * d.head_dim + at;
+            for (int64_t j = 0; j < some * d.head_dim; j += 16) {
+                const __mmask16 mask = tail(some * d.head_dim - j);
+                stride::store(to + j, load(out + j, mask), mask);
+            }
+        }
+    }
+
+    // Logits of the wanted tokens.
+    void read(Place& at) {
+        const Cut wanted(batch.wanted_count);
+        team.share(at.phase, batch.wanted_count, 4, [&](int64_t i) {
+            maybe_normalise(x(batch.wanted[i]), d.hidden, d.last, d, a + i * d.hidden);
+        });
+        const __m512 cap = _mm512_set1_ps(d.logit_softcap);
+        const int64_t outputs = d.head.outputs;
+        team.share(at.phase, batch.wanted_count ? wanted.pieces(d.head) : 0, 4, [&](int64_t piece) {
+            multiply(d.head, a, batch.wanted_count, wanted, piece, threads, [&](int64_t row, int64_t output, float* values) {
+                if (d.logit_softcap > 0.0f)
+                    for (int j = 0; j < PANEL; j += 16)
+                        _mm512_store_ps(values + j, _mm512_mul_ps(cap, tanh(_mm512_div_ps(_mm512_load_ps(values + j), cap))));
+                put(batch.logits + row * outputs, output, outputs, values);
+            });
+        });
+    }
+};
+
+}  // namespace stride
+
+using namespace stride;
+
+extern "C" {
+
+// One forward: keys and values written, logits of the wanted tokens. Called by one thread at a time.
+void stride_decoder_forward(const Decoder* decoder, const Batch* batch, int threads) {
+    static Workspace space;
+    const bool wide = decoder->layers[0].qkv.kind == FLOAT32;
+    space.fit(*decoder, *batch, threads, wide);
+    if (wide && decoder->wide_store) Forward<float, float>(*decoder, *batch, space, threads).run();
+    else if (wide) Forward<float, bf16>(*decoder, *batch, space, threads).run();
+    else if (decoder->wide_store) Forward<bf16, float>(*decoder, *batch, space, threads).run();
+    else Forward<bf16, bf16>(*decoder, *batch, space, threads).run();
+}
+
+int64_t stride_packed_bytes(int64_t outputs, int64_t inputs, int kind) {
+    return panels(outputs) * PANEL * inputs * element_bytes(static_cast<Kind>(kind));
+}
+
+// `order` [outputs]: the row of `weight` [*, inputs] (of the packed kind) that each output takes, or -1 for zeros.
+void stride_pack(const void* weight, const int64_t* order, int64_t outputs, int64_t inputs, int kind, void* packed, int threads) {
+    const Kind what = static_cast<Kind>(kind);
+    const int64_t bytes = element_bytes(what);
+    const auto one = [&](int64_t panel) {
+        char* to = static_cast<char*>(packed) + panel * PANEL * inputs * bytes;
+        std::memset(to, 0, PANEL * inputs * bytes);
+        for (int64_t column = 0; column < PANEL && panel * PANEL + column < outputs; ++column) {
+            const int64_t source = order[panel * PANEL + column];
+            if (source < 0) continue;
+            const char* row = static_cast<const char*>(weight) + source * inputs * bytes;
+            for (int64_t k = 0; k < inputs; ++k) {
+                char* at = to + packed_index(what, k, column) * bytes;
+                if (what == INT8) {
+                    const int value = static_cast<int8_t>(row[k]);
+                    *at = static_cast<char>(value < 0 ? 0x80 | -value : value);
+                } else {
+                    std::memcpy(at, row + k * bytes, bytes);
+                }
+            }
+        }
+    };
+    Team team(1);
+    Pool::shared().run(threads, [&](int) {
+        int phase = 0;
+        team.share(phase, panels(outputs), 1, one);
+    });
+}
+
+// Rows of packed weights as float32, as an embedding reads them: out [count, inputs].
+void stride_unpack_rows(const Linear* linear, const int64_t* rows, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; ++i) {
+        const char* panel = static_cast<const char*>(panel_of(*linear, rows[i] / PANEL));
+        const float scale = linear->scale ? linear->scale[rows[i]] : 1.0f;
+        for (int64_t k = 0; k < linear->inputs; ++k) {
+            const int64_t at = packed_index(linear->kind, k, rows[i] % PANEL);
+            float value;
+            if (linear->kind == FLOAT32) {
+                value = reinterpret_cast<const float*>(panel)[at];
+            } else if (linear->kind == BFLOAT16) {
+                const uint32_t bits = static_cast<uint32_t>(reinterpret_cast<const bf16*>(panel)[at]) << 16;
+                std::memcpy(&value, &bits, 4);
+            } else {
+                const uint8_t code = reinterpret_cast<const uint8_t*>(panel)[at];
+                value = static_cast<float>(code & 0x7f) * (code & 0x80 ? -1.0f : 1.0f);
+            }
+            out[i * linear->inputs + k] = value * scale;
+        }
+    }
+}
+
+}  // extern "C"

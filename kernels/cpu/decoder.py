@@ -1,0 +1,184 @@
+"""A whole decoder-only transformer in one call, over a paged cache: see decoder.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.linear import KINDS, LinearStruct, PackedLinear, pointer
+from kernels.cpu.library import library
+
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu_squared": 3}
+HEAD_SIZES = (*range(1, 97), *range(113, 129), *range(241, 257))
+
+
+@dataclass(frozen=True)
+class Norm:
+    """`weight * x / rms(x)`, or layer norm in a `centred` decoder; float32 weight and bias [size]."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer. A norm that is None is not there; `up` is packed `gated` in a gated decoder.
+
+    `frequencies` float32 [rotary_size / 2] are the inverse frequencies of the rotary positions, None for none. A query
+    sees `window` keys, itself included; 0 is all. `norm_whole`: query and key norms go over all heads together.
+    """
+
+    qkv: PackedLinear
+    out: PackedLinear
+    up: PackedLinear
+    down: PackedLinear
+    before_attention: Norm | None = None
+    after_attention: Norm | None = None
+    before_mlp: Norm | None = None
+    after_mlp: Norm | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    frequencies: Tensor | None = None
+    rotary_factor: float = 1.0
+    window: int = 0
+    softcap: float = 0.0
+    norm_whole: bool = False
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A decoder: `head` gives the logits of a hidden state that `last` has normalised."""
+
+    layers: Sequence[LayerWeights]
+    last: Norm | None
+    head: PackedLinear
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_size: int
+    intermediate: int
+    epsilon: float
+    attention_scale: float
+    activation: str = "silu"
+    gated: bool = True
+    centred: bool = False
+    logit_softcap: float = 0.0
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """N query tokens of R rows. int64 [N]: `positions`, `slots` where keys and values go, the `last` position that each
+    sees; int32 [N]: the block table `rows` of each, and `row_start`, the first position of a row that sees all of
+    itself, else -1. `tables` int32 [R, blocks]; `wanted` int64 [W] are the tokens whose logits are asked for."""
+
+    positions: Tensor
+    slots: Tensor
+    last: Tensor
+    rows: Tensor
+    row_start: Tensor
+    tables: Tensor
+    wanted: Tensor
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, _Norm) for name in ("before_attention", "after_attention", "before_mlp", "after_mlp", "query", "key")),
+        *((name, LinearStruct) for name in ("qkv", "out", "up", "down")),
+        ("frequencies", ctypes.c_void_p),
+        ("rotary_factor", ctypes.c_float),
+        ("window", ctypes.c_int32),
+        ("softcap", ctypes.c_float),
+        ("norm_whole", ctypes.c_int32),
+    ]
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = [
+        ("layers", ctypes.POINTER(_Layer)),
+        ("last", _Norm),
+        ("head", LinearStruct),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("layer_count", "hidden", "heads", "kv_heads", "head_dim", "rotary_size", "intermediate")
+        ),
+        *((name, ctypes.c_float) for name in ("epsilon", "attention_scale", "logit_softcap")),
+        *((name, ctypes.c_int32) for name in ("centred", "gated", "activation", "wide_store")),
+    ]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("x", "store", "positions", "slots", "rows", "row_start", "last", "tables", "wanted", "logits")
+        ),
+        *((name, ctypes.c_int64) for name in ("tokens", "table_size", "block_size", "slot_count", "wanted_count", "longest")),
+    ]
+
+
+class CpuDecoder:
+    """Runs `weights` over a `store` [layers, blocks, block_size, 2, kv_heads, head_dim], float32 or bfloat16.
+
+    Activations are float32 between the matrix products, which take them in bfloat16 unless the weights are float32. A
+    token's numbers do not depend on the other tokens of a batch, bit for bit, nor on the number of threads.
+    Raises ValueError for a shape that the kernel does not have.
+    """
+
+    def __init__(self, weights: DecoderWeights, store: Tensor) -> None:
+        loaded = library()
+        assert loaded is not None, "callers ask library() first"
+        if weights.head_dim not in HEAD_SIZES or weights.rotary_size > 2 * HEAD_SIZES[-1]:
+            raise ValueError(f"heads of {weights.head_dim} are not among the kernel's sizes")
+        if any((layer.qkv.kind == KINDS[torch.float32]) != (weights.head.kind == KINDS[torch.float32]) for layer in weights.layers):
+            raise ValueError("either all weights are float32 or none")
+        self._run = loaded.stride_decoder_forward
+        self._weights, self._store = weights, store
+        self._layers = (_Layer * len(weights.layers))(*map(_layer, weights.layers))
+        self._decoder = _Decoder(
+            self._layers, _norm(weights.last), weights.head.struct(), len(weights.layers), weights.hidden, weights.heads,
+            weights.kv_heads, weights.head_dim, weights.rotary_size, weights.intermediate, weights.epsilon,
+            weights.attention_scale, weights.logit_softcap, weights.centred, weights.gated,
+            ACTIVATIONS[weights.activation], store.dtype == torch.float32,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, batch: PackedBatch, threads: int) -> Tensor:
+        """x float32 [N, hidden], the embeddings, which is overwritten -> logits float32 [W, vocabulary].
+
+        Keys and values of the batch are written to the store before any token attends.
+        """
+        logits = torch.empty(len(batch.wanted), self._weights.head.outputs)
+        blocks, block_size = self._store.shape[1:3]
+        addresses = (
+            x, self._store, batch.positions, batch.slots, batch.rows, batch.row_start, batch.last, batch.tables, batch.wanted,
+            logits,
+        )  # fmt: skip
+        job = _Batch(
+            *map(pointer, addresses), len(x), batch.tables.shape[1], block_size, blocks * block_size, len(batch.wanted),
+            batch.tables.shape[1] * block_size,
+        )  # fmt: skip
+        self._run(ctypes.byref(self._decoder), ctypes.byref(job), threads)
+        return logits
+
+
+def _norm(norm: Norm | None) -> _Norm:
+    return _Norm(None, None) if norm is None else _Norm(pointer(norm.weight), pointer(norm.bias))
+
+
+def _layer(layer: LayerWeights) -> _Layer:
+    norms = (
+        layer.before_attention, layer.after_attention, layer.before_mlp, layer.after_mlp, layer.query_norm, layer.key_norm,
+    )  # fmt: skip
+    linears = (layer.qkv, layer.out, layer.up, layer.down)
+    return _Layer(
+        *map(_norm, norms), *(linear.struct() for linear in linears), pointer(layer.frequencies), layer.rotary_factor,
+        layer.window, layer.softcap, layer.norm_whole,
+    )  # fmt: skip
