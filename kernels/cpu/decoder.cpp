@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "gemm.h"
+#include "normalise.h"
 #include "team.h"
 
 namespace stride {
@@ -77,25 +78,7 @@ struct Workspace {
 
 template <class A>
 void normalise(const float* x, int64_t size, const Norm& norm, float epsilon, bool centred, A* out) {
-    __m512 total = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
-    float mean = 0.0f;
-    if (centred) {
-        for (int64_t i = 0; i < size; i += 16) total = _mm512_add_ps(total, load(x + i, tail(size - i)));
-        mean = _mm512_reduce_add_ps(total) / size;
-    }
-    const __m512 centre = _mm512_set1_ps(mean);
-    for (int64_t i = 0; i < size; i += 16) {
-        const __m512 part = _mm512_maskz_sub_ps(tail(size - i), load(x + i, tail(size - i)), centre);
-        squares = _mm512_fmadd_ps(part, part, squares);
-    }
-    const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / size + epsilon));
-    for (int64_t i = 0; i < size; i += 16) {
-        const __mmask16 mask = tail(size - i);
-        __m512 value = _mm512_mul_ps(_mm512_sub_ps(load(x + i, mask), centre), factor);
-        value = _mm512_mul_ps(value, load(norm.weight + i, mask));
-        if (norm.bias) value = _mm512_add_ps(value, load(norm.bias + i, mask));
-        store(out + i, value, mask);
-    }
+    normalise(x, size, norm.weight, norm.bias, epsilon, centred, out);
 }
 
 // `out` may be `x`.
@@ -348,61 +331,6 @@ void stride_decoder_forward(const Decoder* decoder, const Batch* batch, int thre
     else if (wide) Forward<float, bf16>(*decoder, *batch, space, threads).run();
     else if (decoder->wide_store) Forward<bf16, float>(*decoder, *batch, space, threads).run();
     else Forward<bf16, bf16>(*decoder, *batch, space, threads).run();
-}
-
-int64_t stride_packed_bytes(int64_t outputs, int64_t inputs, int kind) {
-    return panels(outputs) * PANEL * inputs * element_bytes(static_cast<Kind>(kind));
-}
-
-// `order` [outputs]: the row of `weight` [*, inputs] (of the packed kind) that each output takes, or -1 for zeros.
-void stride_pack(const void* weight, const int64_t* order, int64_t outputs, int64_t inputs, int kind, void* packed, int threads) {
-    const Kind what = static_cast<Kind>(kind);
-    const int64_t bytes = element_bytes(what);
-    const auto one = [&](int64_t panel) {
-        char* to = static_cast<char*>(packed) + panel * PANEL * inputs * bytes;
-        std::memset(to, 0, PANEL * inputs * bytes);
-        for (int64_t column = 0; column < PANEL && panel * PANEL + column < outputs; ++column) {
-            const int64_t source = order[panel * PANEL + column];
-            if (source < 0) continue;
-            const char* row = static_cast<const char*>(weight) + source * inputs * bytes;
-            for (int64_t k = 0; k < inputs; ++k) {
-                char* at = to + packed_index(what, k, column) * bytes;
-                if (what == INT8) {
-                    const int value = static_cast<int8_t>(row[k]);
-                    *at = static_cast<char>(value < 0 ? 0x80 | -value : value);
-                } else {
-                    std::memcpy(at, row + k * bytes, bytes);
-                }
-            }
-        }
-    };
-    Team team(1);
-    Pool::shared().run(threads, [&](int) {
-        int phase = 0;
-        team.share(phase, panels(outputs), 1, one);
-    });
-}
-
-// Rows of packed weights as float32, as an embedding reads them: out [count, inputs].
-void stride_unpack_rows(const Linear* linear, const int64_t* rows, int64_t count, float* out) {
-    for (int64_t i = 0; i < count; ++i) {
-        const char* panel = static_cast<const char*>(panel_of(*linear, rows[i] / PANEL));
-        const float scale = linear->scale ? linear->scale[rows[i]] : 1.0f;
-        for (int64_t k = 0; k < linear->inputs; ++k) {
-            const int64_t at = packed_index(linear->kind, k, rows[i] % PANEL);
-            float value;
-            if (linear->kind == FLOAT32) {
-                value = reinterpret_cast<const float*>(panel)[at];
-            } else if (linear->kind == BFLOAT16) {
-                const uint32_t bits = static_cast<uint32_t>(reinterpret_cast<const bf16*>(panel)[at]) << 16;
-                std::memcpy(&value, &bits, 4);
-            } else {
-                const uint8_t code = reinterpret_cast<const uint8_t*>(panel)[at];
-                value = static_cast<float>(code & 0x7f) * (code & 0x80 ? -1.0f : 1.0f);
-            }
-            out[i * linear->inputs + k] = value * scale;
-        }
-    }
 }
 
 }  // extern "C"

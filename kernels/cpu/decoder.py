@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.cpu.linear import KINDS, LinearStruct, PackedLinear, pointer
 from kernels.cpu.library import library
+from kernels.cpu.linear import KINDS, LinearStruct, PackedLinear, pointer
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu_squared": 3}
 HEAD_SIZES = (*range(1, 97), *range(113, 129), *range(241, 257))
@@ -138,7 +138,8 @@ class CpuDecoder:
         assert loaded is not None, "callers ask library() first"
         if weights.head_dim not in HEAD_SIZES or weights.rotary_size > 2 * HEAD_SIZES[-1]:
             raise ValueError(f"heads of {weights.head_dim} are not among the kernel's sizes")
-        if any((layer.qkv.kind == KINDS[torch.float32]) != (weights.head.kind == KINDS[torch.float32]) for layer in weights.layers):
+        wide = {linear.kind == KINDS[torch.float32] for layer in weights.layers for linear in (layer.qkv, weights.head)}
+        if len(wide) != 1:
             raise ValueError("either all weights are float32 or none")
         self._run = loaded.stride_decoder_forward
         self._weights, self._store = weights, store

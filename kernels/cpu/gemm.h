@@ -6,6 +6,7 @@
 //
 // The sum over K runs in the same order for any number of rows, so that a row's result never depends on its batch.
 #pragma once
+#include <algorithm>
 #include <cstring>
 
 #include "vector.h"

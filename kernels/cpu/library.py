@@ -65,8 +65,10 @@ def compile_library() -> Path:
         command = [compiler, *FLAGS, "-o", str(fresh), *map(str, sorted(SOURCES.glob("*.cpp")))]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise RuntimeError(f"{compiler} could not compile the CPU kernels: {error.stderr or error}") from error
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"{compiler} could not compile the CPU kernels: {error.stderr!s}") from error
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"{compiler} took longer than {COMPILE_SECONDS} s for the CPU kernels") from error
         os.replace(fresh, path)
     return path
 
@@ -83,6 +85,6 @@ def library() -> ctypes.CDLL | None:
         return None
     loaded.stride_packed_bytes.restype = ctypes.c_int64
     loaded.stride_packed_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
-    for name in ("stride_pack", "stride_unpack_rows", "stride_decoder_forward"):
+    for name in ("stride_pack", "stride_unpack_rows", "stride_decoder_forward", "stride_flow_forward"):
         getattr(loaded, name).restype = None
     return loaded

@@ -239,23 +239,36 @@ class FlowTransformer(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, text: Tensor) -> Tensor:
         """x [B, C, H, W]; t, s (s <= t) and guidance (1 = none) float [B]; text ids [B, T], padded -> u like x."""
-        condition = self.time_embed(t) + self.span_embed(t - s) + self.guidance_embed(guidance.float().log())
-        condition = F.silu(condition)
+        condition = self.condition(t, s, guidance)
         modulation = self.modulation_head(condition).view(x.shape[0], 6, -1)
-        patches = self.patch_embed(self._to_patches(x)) + self.patch_position_embed
-        present = text != self.config.pad_token_id
-        words = self.caption_stem(self.text_embed(text) + self.text_position_embed[: text.shape[1]], present)
-        tokens = torch.cat([patches, words.to(patches.dtype)], dim=1)
-        mask = F.pad(present, (self.config.patches, 0), value=True)[:, None, None, :]
+        patches = self.patches(x)
+        tokens = torch.cat([patches, self.words(text).to(patches.dtype)], dim=1)
+        mask = F.pad(text != self.config.pad_token_id, (self.config.patches, 0), value=True)[:, None, None, :]
         rotation = self.cosine[: tokens.shape[1]], self.sine[: tokens.shape[1]]
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, modulation, mask, rotation, last=index == len(self.blocks) - 1)
         shift, scale = self.final_modulation_head(condition).to(tokens.dtype).unsqueeze(1).chunk(2, dim=-1)
         hidden = F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
         decoded = F.relu(self.decode_up(torch.addcmul(shift, hidden, 1 + scale))).square()
-        picture = self._to_pixels(self.head(decoded))
+        return self.velocity(x, t, self.head(decoded))
+
+    def condition(self, t: Tensor, s: Tensor, guidance: Tensor) -> Tensor:
+        """What modulates a row's blocks, [B, width]."""
+        return F.silu(self.time_embed(t) + self.span_embed(t - s) + self.guidance_embed(guidance.float().log()))
+
+    def patches(self, x: Tensor) -> Tensor:
+        """The image's tokens, [B, patches, width]."""
+        return self.patch_embed(self._to_patches(x)) + self.patch_position_embed
+
+    def words(self, text: Tensor) -> Tensor:
+        """The caption's tokens, [B, T, width]; they depend on the caption alone."""
+        present = text != self.config.pad_token_id
+        return self.caption_stem(self.text_embed(text) + self.text_position_embed[: text.shape[1]], present)
+
+    def velocity(self, x: Tensor, t: Tensor, decoded: Tensor) -> Tensor:
+        """u like x from the head's output [B, patches, C * patch_size^2], which is a picture."""
         duration = t.float().clamp_min(self.config.min_time).view(-1, 1, 1, 1)
-        return ((x.float() - picture.float()) / duration).to(x.dtype)
+        return ((x.float() - self._to_pixels(decoded).float()) / duration).to(x.dtype)
 
     def _to_patches(self, x: Tensor) -> Tensor:
         size = self.config.patch_size

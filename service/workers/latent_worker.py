@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.philox import normal
 from kernels.sampler_update import sampler_update
+from service.models.flow_serving import KernelFlow, flow_evaluator
 from service.models.flow_transformer import FlowTransformer
 from service.workers.block_pool import BlockPool
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE
@@ -31,6 +32,7 @@ class LatentWorker:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         self._row_operations = 2.0 * parameters * (config.patches + config.max_text_tokens)
         self.network = network
+        self._evaluator = flow_evaluator(network, threads.every, full=batch_invariant)
         self.device = device
         self.pool = pool
         self.shape = (config.channels, config.image_size, config.image_size)
@@ -80,20 +82,20 @@ class LatentWorker:
         paired = [i for i, move in enumerate(moves) if move.row.guidance != 1.0 and not move.row.takes_target]
         inputs = [(move, move.caption) for move in moves] + [(moves[i], moves[i].negative or null) for i in paired]
         index = torch.tensor(list(range(len(moves))) + paired, device=self.device)
-        length = max(len(text) for _, text in inputs)
-        if self._batch_invariant:
-            length = self.network.config.max_text_tokens
-        pad = self.network.config.pad_token_id
-        text = torch.tensor([ids + [pad] * (length - len(ids)) for _, ids in inputs], device=self.device)
+        captions = [text for _, text in inputs]
         t = torch.tensor([move.row.t for move, _ in inputs], device=self.device)
         s = torch.tensor([move.row.s if move.row.takes_target else move.row.t for move, _ in inputs], device=self.device)
         scale = torch.tensor([move.row.guidance if move.row.takes_target else 1.0 for move, _ in inputs], device=self.device)
-        self._threads.take(self._row_operations * (1 if self._batch_invariant else len(inputs)))
-        if self._batch_invariant:
-            rows = [self.network(*(column[i : i + 1] for column in (x[index], t, s, scale, text))) for i in range(len(t))]
-            out = torch.cat(rows).float()
+        if isinstance(self._evaluator, KernelFlow):
+            self._threads.leave_to_kernel()
         else:
-            out = self.network(x[index], t, s, scale, text).float()
+            self._threads.take(self._row_operations * (1 if self._batch_invariant else len(inputs)))
+        x = x[index]
+        if self._batch_invariant:
+            every = [slice(i, i + 1) for i in range(len(t))]
+            out = torch.cat([self._evaluator(x[i], t[i], s[i], scale[i], captions[i]) for i in every])
+        else:
+            out = self._evaluator(x, t, s, scale, captions)
         f = out[: len(moves)]
         if paired:
             f = f.clone()

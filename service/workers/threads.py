@@ -33,3 +33,8 @@ class Threads:
         wanted = self.every if operations >= LONG else self.few
         if wanted != torch.get_num_threads():
             torch.set_num_threads(wanted)
+
+    def leave_to_kernel(self) -> None:
+        """torch's own threads stay away from a forward that brings its own: they would spin on the same processors."""
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
