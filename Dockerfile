@@ -15,6 +15,8 @@ RUN pip install .
 
 FROM python:3.12-slim
 
+# The CPU kernels are compiled for the processor that runs them, once, when the first server starts there.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/stride /opt/stride
 ENV PATH="/opt/stride/bin:$PATH" \
     PYTHONUNBUFFERED=1 \

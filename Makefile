@@ -30,8 +30,10 @@ $(BIN)/pip:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable .
+	$(BIN)/python -m kernels.cpu
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/python -m kernels.cpu
 	touch $(VENV)/.installed $@
