@@ -17,13 +17,12 @@ from torch import Tensor
 class Plan:
     """One packed row: where its queries lie in the batch, the blocks of its request, and who sees what.
 
-    The queries stand at positions start..start+queries-1; no key before position `first` is seen by any of them.
+    The queries stand at positions start..start+queries-1.
     """
 
     offset: int
     queries: int
     start: int
-    first: int
     blocks: Sequence[int]
     bidirectional: bool
 
@@ -39,7 +38,7 @@ class RowGroup:
 
 
 def plan_groups(plans: Sequence[Plan], block_size: int, window: int | None, device: torch.device) -> list[RowGroup]:
-    """Groups of rows with the same number of queries; computed once a forward, used by every layer.
+    """Groups of rows with the same number of queries; computed once a forward, used by every layer with this window.
 
     A query at position i sees keys j with i - window < j; causal queries j <= i, block queries all of their row.
     """
@@ -50,12 +49,15 @@ def plan_groups(plans: Sequence[Plan], block_size: int, window: int | None, devi
 
 
 def _group(rows: list[Plan], length: int, block_size: int, window: int | None, device: torch.device) -> RowGroup:
-    numbers = torch.tensor([(row.offset, row.start, row.first // block_size, row.bidirectional) for row in rows])
+    firsts = [0 if window is None else max(0, row.start - window + 1) // block_size for row in rows]
+    numbers = torch.tensor([(row.offset, row.start, first, row.bidirectional) for row, first in zip(rows, firsts, strict=True)])
     offsets, starts, first_blocks, flags = (column[:, None] for column in numbers.unbind(1))
     bidirectional, stops = flags.bool(), starts + length
-    count = max((row.start + length - 1) // block_size - row.first // block_size + 1 for row in rows)
+    lasts = [(row.start + length - 1) // block_size for row in rows]
+    count = max(last - first + 1 for first, last in zip(firsts, lasts, strict=True))
     # A row with less context than the longest is filled up with block 0, which the mask hides.
-    tables = torch.tensor([_context(row, length, block_size, count) for row in rows])
+    contexts = [list(row.blocks[first : last + 1]) for row, first, last in zip(rows, firsts, lasts, strict=True)]
+    tables = torch.tensor([blocks + [0] * (count - len(blocks)) for blocks in contexts])
     keys = first_blocks * block_size + torch.arange(count * block_size)
     queries = starts + torch.arange(length)
     last_seen = torch.where(bidirectional, stops - 1, queries)
@@ -67,15 +69,12 @@ def _group(rows: list[Plan], length: int, block_size: int, window: int | None, d
     return RowGroup(packed.to(device), tables.flatten().to(device), mask[:, None].to(device))
 
 
-def _context(row: Plan, length: int, block_size: int, count: int) -> list[int]:
-    first = row.first // block_size
-    blocks = list(row.blocks[first : (row.start + length - 1) // block_size + 1])
-    return blocks + [0] * (count - len(blocks))
-
-
-def paged_attention(query: Tensor, store: Tensor, groups: Sequence[RowGroup]) -> Tensor:
+def paged_attention(
+    query: Tensor, store: Tensor, groups: Sequence[RowGroup], scale: float | None = None, softcap: float | None = None
+) -> Tensor:
     """query [N, Hq, D]; store [blocks, block_size, 2, Hkv, D], keys and values, the batch's own already written -> [N, Hq, D].
 
+    Scores are multiplied by `scale` (None: 1/sqrt(D)); with a softcap c they then become c * tanh(score / c).
     Everything in the store must be finite, also where no row sees it: what is masked is weighted by zero, not left out.
     """
     out = torch.empty_like(query)
@@ -87,6 +86,18 @@ def paged_attention(query: Tensor, store: Tensor, groups: Sequence[RowGroup]) ->
         rows = query.index_select(0, group.queries).unflatten(0, (count, length)).transpose(1, 2)
         gathered = store.flatten(1).index_select(0, group.blocks).view(count, context, 2, kv_heads, size)
         k, v = gathered.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=group.mask, enable_gqa=grouped)
+        if softcap is None:
+            attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=group.mask, scale=scale, enable_gqa=grouped)
+        else:
+            attended = _softcapped_attention(rows, k, v, group.mask, size**-0.5 if scale is None else scale, softcap)
         out.index_copy_(0, group.queries, attended.transpose(1, 2).flatten(0, 1))
     return out
+
+
+def _softcapped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
+    """query [G, Hq, Q, D], key and value [G, Hkv, C, D], mask [G, 1, Q, C] -> [G, Hq, Q, D]; weights in float32."""
+    rows = query.unflatten(1, (key.shape[1], -1))
+    scores = torch.einsum("gkhqd,gkcd->gkhqc", rows, key).float() * scale
+    capped = torch.tanh(scores / softcap) * softcap
+    weights = capped.masked_fill(~mask[:, None], float("-inf")).softmax(-1).to(value.dtype)
+    return torch.einsum("gkhqc,gkcd->gkhqd", weights, value).flatten(1, 2)

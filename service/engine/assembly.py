@@ -41,6 +41,7 @@ def _text_card(model: TextHost) -> ModelCard:
         eos_token_ids=list(model.eos_token_ids),
         mask_token_id=config.mask_token_id,
         block_lengths=list(config.block_lengths),
+        sampling_defaults=dict(model.sampling_defaults),
         **_common(model, "text", signature),
     )
 

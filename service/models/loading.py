@@ -1,72 +1,41 @@
-"""A model folder on disk (config.json, model.safetensors, tokenizer.json) becomes a network on a device."""
+"""A model folder on disk (config.json, safetensors, tokenizer.json) becomes a network on a device."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from service.models.decoder import Decoder, DecoderConfig
+from service.models.decoder import Decoder
+from service.models.errors import ModelError
+from service.models.families import FAMILIES, Family, read_config
+from service.models.filling import fill, fitting, materialise
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
+from service.models.generation_config import GenerationConfig, token_ids
+from service.models.hub import fetch
+from service.models.int8 import quantise
+from service.models.memory import available_memory
+from service.models.model_spec import EMBEDDED, ModelSpec, readable
+from service.models.safetensors_files import SafetensorsFolder
 
-EMBEDDED = Path(__file__).parent / "embedded"
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+__all__ = ["EMBEDDED", "ImageModel", "ModelError", "ModelSpec", "TextModel", "fast_dtype", "load_model"]
 
-
-class ModelError(Exception):
-    """A model that cannot be served, and why."""
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What `--model` says: a name, where it lies, and options."""
-
-    name: str
-    folder: Path
-    max_model_len: int | None = None
-    dtype: torch.dtype | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> ModelSpec:
-        """`shapes`, or `NAME=FOLDER`, each with `,key=value` behind it as often as needed. Raises ModelError."""
-        place, *options = text.split(",")
-        name, separator, path = place.partition("=")
-        folder = Path(path) if separator else EMBEDDED / name
-        if not (folder / "config.json").is_file():
-            if separator:
-                raise ModelError(f"--model {name}: {folder} is not a folder with a config.json")
-            known = ", ".join(sorted(p.parent.name for p in EMBEDDED.glob("*/config.json")))
-            raise ModelError(f"no embedded model is called {name!r}; there are: {known}. For others: NAME=FOLDER")
-        limit, dtype = None, None
-        for option in options:
-            key, _, value = option.partition("=")
-            match key:
-                case "max_model_len":
-                    if not value.isdecimal() or int(value) < 1:
-                        raise ModelError(f"--model {name}: max_model_len must be a positive integer, not {value!r}")
-                    limit = int(value)
-                case "dtype":
-                    if value not in DTYPES:
-                        raise ModelError(f"--model {name}: dtype must be one of {', '.join(DTYPES)}, not {value!r}")
-                    dtype = DTYPES[value]
-                case _:
-                    raise ModelError(f"--model {name}: option {key!r} is not supported; supported: max_model_len, dtype")
-        return cls(name, folder, limit, dtype)
+FLOW = "stride_flow_transformer"
 
 
 @dataclass(frozen=True)
 class TextModel:
+    """`sampling_defaults` are generation_config.json's, by the names of a request's fields."""
+
     spec: ModelSpec
     network: Decoder
     eos_token_ids: tuple[int, ...]
     max_model_len: int
     parameters: int
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,69 +54,110 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_model(spec: ModelSpec, device: torch.device) -> TextModel | ImageModel:
-    """Raises ModelError for a missing or broken file, an unknown architecture, or tensors that do not fit.
+def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> TextModel | ImageModel:
+    """Raises ModelError, which names the model, for a missing or broken file, an architecture or an option that is not
+    supported, tensors that do not fit the architecture, and a model that, with `kv_memory` bytes beside it, does not fit
+    into the device's memory.
 
-    Without a dtype of its own, a text model computes in float32, since rounding decides which token is drawn, and an
-    image model in the device's fastest: its state is float32 either way.
+    Without a dtype of its own, an image model computes in the device's fastest: its state is float32 either way. A text
+    model does so if its checkpoint is in 16 bits; what `stride train` wrote, and a checkpoint in float32, is computed in
+    float32, since rounding decides which token is drawn.
     """
-    config = _read_json(spec, "config.json")
-    if not (spec.folder / "tokenizer.json").is_file():
-        raise ModelError(f"{spec.name}: {spec.folder} has no tokenizer.json")
-    match config.get("model_type"):
-        case "qwen3":
-            decoder = _network(spec, lambda: Decoder(DecoderConfig.from_json(config)), device, spec.dtype or torch.float32)
-            known = decoder.config.max_position_embeddings
-            limit = min(spec.max_model_len or known, known)
-            return TextModel(spec, decoder, _eos(spec, decoder.config), limit, _count(decoder))
-        case "stride_flow_transformer":
-            dtype = spec.dtype or fast_dtype(device)
-            flow = _network(spec, lambda: FlowTransformer(FlowTransformerConfig.from_json(config)), device, dtype)
-            return ImageModel(spec, flow, _count(flow))
-        case other:
-            raise ModelError(f"{spec.name}: model_type {other!r} is not supported; supported: qwen3, stride_flow_transformer")
-
-
-def _network(spec: ModelSpec, build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
     try:
+        if spec.hub_id is not None:
+            spec = replace(spec, folder=fetch(spec.hub_id, spec.revision))
+        config = _read_json(spec, "config.json")
+        _check_tokenizer(spec)
+        kind = config.get("model_type")
+        if kind == FLOW:
+            return _load_image_model(spec, config, device)
+        if kind not in FAMILIES:
+            raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW])}")
+        return _load_text_model(spec, config, device, kv_memory)
+    except ModelError as error:
+        raise ModelError(f"{spec.name}: {error}") from error
+
+
+def _load_text_model(spec: ModelSpec, json: dict[str, Any], device: torch.device, kv_memory: int) -> TextModel:
+    family = FAMILIES[json["model_type"]]
+    text = json if family.inside is None else json.get(family.inside) or {}
+    try:
+        config = read_config(json, spec.max_model_len)
+        eos = token_ids("eos_token_id", json.get("eos_token_id", text.get("eos_token_id"))) or ()
         with torch.device("meta"):
-            network = build()
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{spec.name}: config.json: {error}") from error
-    path = spec.folder / "model.safetensors"
+            network = Decoder(config)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"config.json: {error}") from error
+    longest = config.max_position_embeddings
+    if spec.max_model_len is not None and spec.max_model_len > longest:
+        raise ModelError(f"max_model_len {spec.max_model_len} is more than the {longest} positions that the model knows")
+    network.fuse()
+    parameters = _count(network)
+    if spec.quantization == "int8":
+        quantise(network.model.layers)
+    checkpoint = SafetensorsFolder(spec.folder)
+    targets = fitting(network, checkpoint, family)
+    exact = "stride" in json or any(checkpoint.tensors[name].dtype in ("F32", "F64") for name in targets)
+    dtype = spec.dtype or (torch.float32 if exact else fast_dtype(device))
+    _check_room(network, dtype, device, kv_memory)
+    materialise(network, dtype, device)
+    fill(spec.name, checkpoint, targets, family)
+    generation = _generation_config(spec)
+    eos = generation.eos_token_ids if generation.eos_token_ids is not None else eos
+    drawable = tuple(token for token in eos if token < config.vocab_size)
+    limit = spec.max_model_len or longest
+    return TextModel(spec, network.eval(), drawable, limit, parameters, generation.sampling)
+
+
+def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.device) -> ImageModel:
+    without_effect = [key for key in ("max_model_len", "quantization", "kv_memory") if getattr(spec, key) is not None]
+    if without_effect:
+        raise ModelError(f"{without_effect[0]} is for text models, and this one makes pictures")
     try:
-        tensors = load_file(path, device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{spec.name}: {path}: {error}") from error
-    expected = network.state_dict()
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise ModelError(f"{spec.name}: tensor {name} is missing from {path}")
-        if tensors[name].shape != tensor.shape:
-            raise ModelError(f"{spec.name}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
-    extra = sorted(tensors.keys() - expected.keys() - {"lm_head.weight"})
-    if extra:
-        raise ModelError(f"{spec.name}: {path} holds tensors that the architecture does not have: {', '.join(extra[:5])}")
-    real = build()
-    real.load_state_dict({name: tensors[name].to(dtype) for name in expected})
-    return real.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        network = FlowTransformer(FlowTransformerConfig.from_json(json))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"config.json: {error}") from error
+    network = network.to(device=device, dtype=spec.dtype or fast_dtype(device)).requires_grad_(False)
+    checkpoint = SafetensorsFolder(spec.folder)
+    fill(spec.name, checkpoint, fitting(network, checkpoint, Family()), Family())
+    return ImageModel(spec, network.eval(), _count(network))
 
 
-def _eos(spec: ModelSpec, config: DecoderConfig) -> tuple[int, ...]:
-    """generation_config.json has the last word: chat models list several stop tokens there."""
-    path = spec.folder / "generation_config.json"
-    declared = _read_json(spec, path.name).get("eos_token_id") if path.is_file() else None
-    eos = declared if declared is not None else config.eos_token_id
-    return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+def _check_room(network: Decoder, dtype: torch.dtype, device: torch.device, kv_memory: int) -> None:
+    """Before anything is read: parameters at their size on the device, and the KV cache."""
+    weights = sum(p.numel() * (1 if p.dtype == torch.int8 else dtype.itemsize) for p in network.parameters())
+    room = available_memory(device)
+    if weights + kv_memory > room:
+        raise ModelError(
+            f"needs {readable(weights + kv_memory)} of memory, {readable(weights)} for weights and {readable(kv_memory)} for the "
+            f"KV cache, and {device} has {readable(room)}; dtype=bfloat16, quantization=int8 or a smaller kv_memory need less"
+        )
+
+
+def _check_tokenizer(spec: ModelSpec) -> None:
+    if not (spec.folder / "tokenizer.json").is_file():
+        other = next((name for name in ("tokenizer.model", "vocab.json", "spiece.model") if (spec.folder / name).is_file()), None)
+        hint = f", only a {other}; AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one" if other else ""
+        raise ModelError(f"{spec.folder} has no tokenizer.json{hint}")
+
+
+def _generation_config(spec: ModelSpec) -> GenerationConfig:
+    name = "generation_config.json"
+    if not (spec.folder / name).is_file():
+        return GenerationConfig()
+    try:
+        return GenerationConfig.from_json(_read_json(spec, name), spec.name)
+    except ValueError as error:
+        raise ModelError(f"{name}: {error}") from error
 
 
 def _read_json(spec: ModelSpec, name: str) -> dict[str, Any]:
     try:
         content = json.loads((spec.folder / name).read_text())
     except (OSError, ValueError) as error:
-        raise ModelError(f"{spec.name}: {spec.folder / name}: {error}") from error
+        raise ModelError(f"{spec.folder / name}: {error}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{spec.name}: {name} must be a JSON object")
+        raise ModelError(f"{spec.folder / name} must be a JSON object")
     return content
 
 

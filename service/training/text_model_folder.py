@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from service.models.decoder import Decoder, DecoderConfig
+from service.models.families import read_config
 from service.training.byte_tokenizer import byte_tokenizer, tokenizer_settings
 from service.training.checkpointing import replace_file
 
@@ -31,7 +32,7 @@ def write_text_model(folder: Path, config: DecoderConfig, weights: dict[str, Ten
 
 def read_text_model(folder: Path) -> tuple[Decoder, Tokenizer]:
     """The decoder, in float32 and evaluation mode, and its tokeniser."""
-    config = DecoderConfig.from_json(json.loads((folder / "config.json").read_text()))
+    config = read_config(json.loads((folder / "config.json").read_text()))
     decoder = Decoder(config)
     decoder.load_state_dict(load_file(folder / "model.safetensors"))
     return decoder.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -7,19 +7,26 @@ Inference" (2025).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.models.decoder import FeedForward
+from service.models.int8 import Int8Linear
 
 TILE = 8
 
 
 def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [N, in] -> [N, out], in products of exactly TILE rows."""
+    return _in_tiles(lambda tile: F.linear(tile, weight, bias), x)
+
+
+def _in_tiles(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     padded = F.pad(x, (0, 0, 0, -len(x) % TILE))
-    return torch.cat([F.linear(tile, weight, bias) for tile in padded.split(TILE)])[: len(x)]
+    return torch.cat([function(tile) for tile in padded.split(TILE)])[: len(x)]
 
 
 class TiledLinear(nn.Linear):
@@ -29,17 +36,23 @@ class TiledLinear(nn.Linear):
         return tiled_linear(x, self.weight, self.bias)
 
 
+class TiledInt8Linear(Int8Linear):
+    """The same for int8 weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _in_tiles(super().forward, x)
+
+
 class TiledFeedForward(FeedForward):
     """A feed-forward layer in tiles: vectorised activations, too, round otherwise at the end of an array."""
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, (0, 0, 0, -len(x) % TILE))
-        return torch.cat([FeedForward.forward(self, tile) for tile in padded.split(TILE)])[: len(x)]
+        return _in_tiles(super().forward, x)
 
 
 def make_batch_invariant(network: nn.Module) -> None:
     """Give the layers of a network over packed tokens their tiled forms, in place, sharing the weights."""
-    tiled: dict[type, type] = {nn.Linear: TiledLinear, FeedForward: TiledFeedForward}
+    tiled: dict[type, type] = {nn.Linear: TiledLinear, Int8Linear: TiledInt8Linear, FeedForward: TiledFeedForward}
     for module in network.modules():
         if type(module) in tiled:
             module.__class__ = tiled[type(module)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,19 +13,22 @@ from tokenizers import Tokenizer
 from service.models.decoder import DecoderConfig
 from service.models.flow_transformer import FlowTransformerConfig
 from service.models.loading import EMBEDDED, ImageModel, ModelError, ModelSpec, TextModel, load_model
+from service.models.model_spec import readable
 from service.workers.block_pool import BlockPool
 from service.workers.latent_worker import LatentWorker
 from service.workers.paged_cache import PagedCache
 from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
 
+log = logging.getLogger("stride.models")
+
 __all__ = ["EMBEDDED", "Hosting", "ImageHost", "ModelError", "TextHost", "host"]
 
 
 @dataclass(frozen=True)
 class Hosting:
-    """How models are put on the device: CPU threads, bytes of KV cache a text model, positions a block, latents an
-    image model."""
+    """How models are put on a device, unless their own options say otherwise: CPU threads, bytes of KV cache a text model,
+    positions a block, latents an image model."""
 
     device: str
     threads: int
@@ -41,6 +46,7 @@ class TextHost:
     config: DecoderConfig
     eos_token_ids: tuple[int, ...]
     max_model_len: int
+    sampling_defaults: Mapping[str, float]
     pool: BlockPool
     worker: TokenWorker
 
@@ -55,30 +61,58 @@ class ImageHost:
     worker: LatentWorker
 
 
-def host(spec: str, hosting: Hosting) -> TextHost | ImageHost:
+def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
     """Load what `--model` names. Raises ModelError when it cannot be served."""
-    device, threads = torch.device(hosting.device), Threads.of(hosting.threads)
-    model = load_model(ModelSpec.parse(spec), device)
+    spec, threads = ModelSpec.parse(text), Threads.of(hosting.threads)
+    device, kv_memory = _device(spec, hosting), spec.kv_memory or hosting.kv_memory
+    model = load_model(spec, device, kv_memory)
     if isinstance(model, ImageModel):
         slots = BlockPool(hosting.latents)
         latents = LatentWorker(model.network, slots, device, threads, hosting.batch_invariant)
         return ImageHost(model.spec.name, model.spec.folder, model.parameters, model.network.config, slots, latents)
     config = model.network.config
-    dtype = next(model.network.parameters()).dtype
     layers, heads, size = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-    block_bytes = PagedCache.block_bytes(layers, heads, size, hosting.kv_block, dtype)
-    if hosting.kv_memory < block_bytes:
-        raise ModelError(f"{model.spec.name}: kv_memory is {hosting.kv_memory} bytes, one block takes {block_bytes}")
-    pool = BlockPool(hosting.kv_memory // block_bytes, hosting.kv_block)
-    worker = TokenWorker(model.network, pool, device, threads, _unprintable(model), hosting.batch_invariant)
+    block_bytes = PagedCache.block_bytes(layers, heads, size, hosting.kv_block, model.network.dtype)
+    pool = BlockPool(kv_memory // block_bytes, hosting.kv_block)
+    longest = _context(model, pool, block_bytes, kv_memory)
+    worker = TokenWorker(model.network, pool, device, threads, _undrawable(model), hosting.batch_invariant)
     return TextHost(
-        model.spec.name, model.spec.folder, model.parameters, config, model.eos_token_ids, model.max_model_len, pool, worker
+        spec.name, model.spec.folder, model.parameters, config, model.eos_token_ids, longest, model.sampling_defaults, pool,
+        worker,
     )  # fmt: skip
 
 
-def _unprintable(model: TextModel) -> list[int]:
+def _device(spec: ModelSpec, hosting: Hosting) -> torch.device:
+    name = spec.device or hosting.device
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(f"{spec.name}: device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _context(model: TextModel, pool: BlockPool, block_bytes: int, kv_memory: int) -> int:
+    """The longest text: as long as the model knows, and as the cache has room for when nobody asked for a length."""
+    positions, name = pool.blocks * pool.block_size, model.spec.name
+    if pool.blocks < 1:
+        raise ModelError(f"{name}: kv_memory is {kv_memory} bytes, one block takes {block_bytes}")
+    if positions >= model.max_model_len:
+        return model.max_model_len
+    needed = readable(pool.blocks_for(model.max_model_len) * block_bytes)
+    room = f"kv_memory of {readable(kv_memory)} holds {positions} tokens; {model.max_model_len} need {needed}"
+    if model.spec.max_model_len is not None:
+        raise ModelError(f"{name}: {room}")
+    log.warning("%s: texts are limited to what fits: %s", name, room)
+    return positions
+
+
+def _undrawable(model: TextModel) -> list[int]:
     """Ids that must never be drawn: the mask token, and rows of the vocabulary that the tokeniser does not have."""
-    config = model.network.config
-    known = Tokenizer.from_file(str(model.spec.folder / "tokenizer.json")).get_vocab_size(with_added_tokens=True)
-    mask = [] if config.mask_token_id is None else [config.mask_token_id]
-    return mask + list(range(known, config.vocab_size))
+    config, path = model.network.config, model.spec.folder / "tokenizer.json"
+    try:
+        known = set(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values())
+    except Exception as error:  # the library raises nothing more specific
+        raise ModelError(f"{model.spec.name}: {path}: {error}") from error
+    mask = set[int]() if config.mask_token_id is None else {config.mask_token_id}
+    return sorted(set(range(config.vocab_size)) - known | mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups
 from kernels.philox import uniform
 from kernels.token_sampling import draw_tokens
-from service.models.decoder import Decoder
+from service.models.decoder import Decoder, DecoderConfig
 from service.procedures.types import Reading, TokenRow
 from service.workers.batch_invariant import TILE, make_batch_invariant
 from service.workers.block_pool import BlockPool
@@ -27,14 +27,19 @@ class PagedAttention:
     All rows write before any attends, so a later row of a request sees what an earlier one computes in this forward.
     """
 
-    def __init__(self, cache: PagedCache, written: Tensor, groups: Sequence[RowGroup]) -> None:
+    def __init__(
+        self, config: DecoderConfig, cache: PagedCache, written: Tensor, groups: Mapping[int | None, Sequence[RowGroup]]
+    ) -> None:
+        """`groups` by window: layers with the same one share them."""
+        self._config = config
         self._cache = cache
         self._written = written
         self._groups = groups
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self._cache.write(layer, self._written, key, value)
-        return paged_attention(query, self._cache.store[layer], self._groups)
+        groups, config = self._groups[self._config.layers[layer].window], self._config
+        return paged_attention(query, self._cache.store[layer], groups, config.attention_scale, config.attention_softcap)
 
 
 class TokenWorker:
@@ -58,8 +63,9 @@ class TokenWorker:
         self.pool = pool
         self.cache = PagedCache(
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, pool,
-            next(network.parameters()).dtype, device,
+            network.dtype, device,
         )  # fmt: skip
+        self._windows = {layer.window for layer in config.layers}
         self._batch_invariant = batch_invariant
         if batch_invariant:
             make_batch_invariant(network)
@@ -76,37 +82,25 @@ class TokenWorker:
         for move in moves:
             for row in move.rows:
                 stop = row.start + len(row.tokens)
-                first = self._first(row.start)
-                plan = Plan(len(tokens), len(row.tokens), row.start, first, move.blocks, row.mode == "block")
-                plans += self._single_queries(plan) if self._batch_invariant and row.mode == "causal" else [plan]
+                plan = Plan(len(tokens), len(row.tokens), row.start, move.blocks, row.mode == "block")
+                plans += _single_queries(plan) if self._batch_invariant and row.mode == "causal" else [plan]
                 written += self.cache.slots(move.blocks, row.start, stop)
                 if row is move.rows[-1]:
                     wanted.extend(len(tokens) + offset for offset in row.wanted)
                 tokens.extend(row.tokens)
                 positions.extend(range(row.start, stop))
         self._threads.take(self._token_operations * (TILE if self._batch_invariant else len(tokens)))
-        window = self.network.config.sliding_window
-        sets = [[plan] for plan in plans] if self._batch_invariant else [plans]
-        groups = [group for some in sets for group in plan_groups(some, self.pool.block_size, window, self.device)]
-        attention = PagedAttention(self.cache, self._long(written), groups)
+        groups = {window: self._groups(plans, window) for window in self._windows}
+        attention = PagedAttention(self.network.config, self.cache, self._long(written), groups)
         hidden = self.network.hidden(self._long(tokens), self._long(positions), attention)
         if not wanted:
             return [[] for _ in moves]
         logits = self._logits(hidden[self._long(wanted)])
         return self._read(moves, logits)
 
-    def _first(self, start: int) -> int:
-        """The first position that a query at `start` can see."""
-        window = self.network.config.sliding_window
-        return 0 if window is None else max(0, start - window + 1)
-
-    def _single_queries(self, plan: Plan) -> list[Plan]:
-        """The same causal row, every query of it a row of its own."""
-        rows = []
-        for i in range(plan.queries):
-            position = plan.start + i
-            rows.append(Plan(plan.offset + i, 1, position, self._first(position), plan.blocks, False))
-        return rows
+    def _groups(self, plans: Sequence[Plan], window: int | None) -> list[RowGroup]:
+        sets = [[plan] for plan in plans] if self._batch_invariant else [plans]
+        return [group for some in sets for group in plan_groups(some, self.pool.block_size, window, self.device)]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if not self._batch_invariant:
@@ -162,3 +156,8 @@ def _draw_number(row: TokenRow, offset: int) -> int:
     """Position of the token that is drawn, and in the high word which draw at that position this is."""
     position = row.start + offset + (1 if row.mode == "causal" else 0)
     return position | (row.draw << 32)
+
+
+def _single_queries(plan: Plan) -> list[Plan]:
+    """The same causal row, every query of it a row of its own."""
+    return [Plan(plan.offset + i, 1, plan.start + i, plan.blocks, False) for i in range(plan.queries)]

@@ -34,8 +34,7 @@ def test_rows_of_every_kind_in_one_batch(heads: int, kv_heads: int, window: int 
         blocks = free[used : used - (-stop // block_size)]
         used += len(blocks)
         slots = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()[:stop]
-        first = 0 if window is None else max(0, start - window + 1)
-        plans.append(Plan(sum(len(q) for q in queries), count, start, first, blocks.tolist(), bidirectional))
+        plans.append(Plan(sum(len(q) for q in queries), count, start, blocks.tolist(), bidirectional))
         query = torch.randn(count, heads, HEAD)
         queries.append(query)
         at, key = torch.arange(start, stop)[:, None], torch.arange(stop)[None]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from service.models.decoder import Decoder, DecoderConfig
+from service.models.families import read_config
 from service.training.block_diffusion_objective import DenseAttention
 
 transformers = pytest.importorskip("transformers")
@@ -83,7 +84,7 @@ def test_a_checkpoint_of_transformers_loads_with_its_own_names_and_config() -> N
     )
     torch.manual_seed(0)
     reference = transformers.Qwen3ForCausalLM(config).eval()
-    decoder = Decoder(DecoderConfig.from_json(config.to_dict())).eval()
+    decoder = Decoder(read_config(config.to_dict())).eval()
     decoder.load_state_dict(reference.state_dict())
     tokens = torch.randint(97, (1, 20), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -92,19 +93,18 @@ def test_a_checkpoint_of_transformers_loads_with_its_own_names_and_config() -> N
 
 def test_config_survives_a_round_trip_through_json() -> None:
     config = small_config(sliding_window=9, mask_token_id=96, block_lengths=(4, 8), eos_token_id=1, bos_token_id=2)
-    assert DecoderConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert read_config(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_type": "llama"},
-        {"attention_bias": True},
-        {"hidden_act": "gelu"},
+        {"model_type": "gpt9"},
+        {"hidden_act": "xielu"},
         {"rope_scaling": {"rope_type": "yarn"}},
-        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+        {"layer_types": ["full_attention", "chunked_attention", "sliding_attention"]},
     ],
 )
 def test_config_refuses_what_the_decoder_does_not_compute(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError):
-        DecoderConfig.from_json({**small_config(sliding_window=9).to_json(), **changes})
+        read_config({**small_config(sliding_window=9).to_json(), **changes})

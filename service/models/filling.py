@@ -1,0 +1,171 @@
+"""Puts a checkpoint's tensors into a network's parameters, one at a time, so that no second copy ever exists."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from service.models.decoder import Decoder, FeedForward, SelfAttention
+from service.models.errors import ModelError
+from service.models.families import Family
+from service.models.int8 import Int8Linear, quantised
+from service.models.normalisation import LayerNorm, RMSNorm
+from service.models.safetensors_files import BITS, SafetensorsFolder
+
+log = logging.getLogger("stride.models")
+
+BIG = 1 << 30
+LOG_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Rows start..stop-1 of the parameter `attribute` of `module`."""
+
+    module: nn.Module
+    attribute: str
+    start: int
+    stop: int
+
+    @property
+    def parameter(self) -> tuple[nn.Module, str]:
+        return self.module, self.attribute
+
+    @property
+    def whole(self) -> bool:
+        return self.stop - self.start == getattr(self.module, self.attribute).shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.stop - self.start, *getattr(self.module, self.attribute).shape[1:])
+
+    def fill(self, tensor: Tensor) -> None:
+        """Quantises where the module is an Int8Linear; elsewhere converts to the parameter's dtype."""
+        rows = slice(self.start, self.stop)
+        if isinstance(self.module, Int8Linear) and self.attribute == "weight":
+            weight, scale = quantised(tensor)
+            self.module.weight[rows].copy_(weight)
+            self.module.scale[rows].copy_(scale)
+        else:
+            getattr(self.module, self.attribute)[rows].copy_(tensor)
+
+
+def places(network: nn.Module) -> dict[str, Place]:
+    """By tensor name. The parts of a stacked matrix have the names that they have alone: q_proj is rows of qkv_proj."""
+    found: dict[str, Place] = {}
+    for name, module in network.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if attribute != "scale" or not isinstance(module, Int8Linear):
+                found[f"{name}.{attribute}" if name else attribute] = Place(module, attribute, 0, parameter.shape[0])
+    for name, module in network.named_modules():
+        if isinstance(module, SelfAttention) and module.qkv_proj is not None:
+            _split(found, name, "qkv_proj", ("q_proj", "k_proj", "v_proj"), [n * module.head_dim for n in module.sizes])
+        elif isinstance(module, FeedForward) and module.gate_up_proj is not None:
+            half = module.gate_up_proj.out_features // 2
+            _split(found, name, "gate_up_proj", ("gate_proj", "up_proj"), [half, half])
+    return found
+
+
+def _split(found: dict[str, Place], name: str, whole: str, parts: tuple[str, ...], sizes: list[int]) -> None:
+    for attribute in ("weight", "bias"):
+        place = found.get(f"{name}.{whole}.{attribute}")
+        start = 0
+        for part, size in zip(parts, sizes, strict=True):
+            if place is not None:
+                found[f"{name}.{part}.{attribute}"] = Place(place.module, attribute, start, start + size)
+            start += size
+
+
+def materialise(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Real memory, not yet filled, for a network on the meta device; norms in float32, the rest as `dtype` or as it is."""
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            kept = parameter.dtype if isinstance(module, Int8Linear) and name != "bias" else dtype
+            kept = torch.float32 if isinstance(module, RMSNorm | LayerNorm) else kept
+            empty = torch.empty(parameter.shape, dtype=kept, device=device)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+
+
+def fitting(network: nn.Module, checkpoint: SafetensorsFolder, family: Family) -> dict[str, Place]:
+    """Where each of the checkpoint's tensors goes, from the headers alone.
+
+    Raises ModelError for a tensor that is missing, left over, of another shape, or of a dtype that is not read.
+    """
+    known, filled = places(network), dict[str, Place]()
+    tied = isinstance(network, Decoder) and network.config.tie_word_embeddings
+    extra: list[str] = []
+    for name, stored in checkpoint.tensors.items():
+        own = family.own_name(name)
+        if own is None or (tied and own == "lm_head.weight"):
+            continue
+        if own not in known:
+            extra.append(name)
+            continue
+        place = known[own]
+        expected = place.shape[::-1] if re.search(family.transposed, name) else place.shape
+        if stored.shape != expected:
+            raise ModelError(f"tensor {name} has shape {stored.shape}, expected {expected}")
+        if stored.dtype not in BITS:
+            raise ModelError(f"tensor {name} is stored as {stored.dtype}; supported: {', '.join(BITS)}")
+        filled[name] = place
+    missing = _missing(known, filled.values())
+    if missing:
+        raise ModelError(f"tensor {missing} is missing from the checkpoint")
+    if extra:
+        raise ModelError(f"the checkpoint holds tensors that the architecture does not have: {', '.join(sorted(extra)[:5])}")
+    return filled
+
+
+def _missing(known: dict[str, Place], filled: Iterable[Place]) -> str | None:
+    """The name of a place that is filled neither itself, nor as part of a whole, nor by its parts."""
+    present = set(filled)
+    whole = {place.parameter for place in present if place.whole}
+    parted = {place.parameter for place in known.values() if not place.whole}
+    for name, place in known.items():
+        if place not in present and place.parameter not in whole and not (place.whole and place.parameter in parted):
+            return name
+    return None
+
+
+def fill(name: str, checkpoint: SafetensorsFolder, targets: dict[str, Place], family: Family) -> None:
+    """Read and convert everything. A bar on a terminal, a line in the log now and then elsewhere, when there is much."""
+    advance = _progress(name, sum(checkpoint.tensors[tensor].nbytes for tensor in targets))
+    with torch.no_grad():
+        for tensor_name, tensor in checkpoint.read():
+            place, tensor_bytes = targets.get(tensor_name), tensor.nbytes
+            if place is None:
+                continue
+            if re.search(family.transposed, tensor_name):
+                tensor = tensor.t()
+            if family.zero_centred and isinstance(place.module, RMSNorm):
+                tensor = tensor.float() + 1.0
+            place.fill(tensor)
+            advance(tensor_bytes)
+    advance(0)
+
+
+def _progress(name: str, total: int) -> Callable[[int], None]:
+    """Told the bytes of every tensor that was read; 0 is the end."""
+    if total < BIG:
+        return lambda count: None
+    if sys.stderr.isatty():
+        bar = tqdm(total=total, desc=f"loading {name}", unit="B", unit_scale=True, unit_divisor=1024)
+        return lambda count: bar.update(count) and None if count else bar.close()
+    done, logged = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, logged
+        done += count
+        if count == 0 or time.monotonic() - logged > LOG_SECONDS:
+            logged = time.monotonic()
+            log.info("loading %s: %d of %d MiB", name, done >> 20, total >> 20)
+
+    return advance

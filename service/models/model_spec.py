@@ -1,0 +1,107 @@
+"""What `--model` says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from service.models.errors import ModelError
+
+EMBEDDED = Path(__file__).parent / "embedded"
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+OPTIONS = ("dtype", "device", "revision", "quantization", "max_model_len", "kv_memory", "tensor_parallel")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A name, where the model lies (a folder, or the id of a repository on the hub), and options; None: not given."""
+
+    name: str
+    folder: Path
+    hub_id: str | None = None
+    revision: str | None = None
+    max_model_len: int | None = None
+    dtype: torch.dtype | None = None
+    device: str | None = None
+    quantization: str | None = None
+    kv_memory: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSpec:
+        """`shapes`, `NAME=FOLDER` or `NAME=ORG/REPOSITORY`, each with `,key=value` behind it as often as needed.
+
+        Raises ModelError for a place that does not exist, or an option that is not known or has a wrong value.
+        """
+        place, *rest = text.split(",")
+        name, separator, path = place.partition("=")
+        folder = Path(path) if separator else EMBEDDED / name
+        options: dict[str, str] = {}
+        for option in rest:
+            key, _, value = option.partition("=")
+            if key not in OPTIONS:
+                raise ModelError(f"--model {name}: option {key!r} is not supported; supported: {', '.join(OPTIONS)}")
+            options[key] = value
+        hub_id = None
+        if not (folder / "config.json").is_file():
+            if not separator:
+                known = ", ".join(sorted(p.parent.name for p in EMBEDDED.glob("*/config.json")))
+                raise ModelError(f"no embedded model is called {name!r}; there are: {known}. For others: NAME=FOLDER")
+            if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
+                raise ModelError(f"--model {name}: {folder} is not a folder with a config.json")
+            hub_id = path
+        if "revision" in options and hub_id is None:
+            raise ModelError(f"--model {name}: revision is for models from the hub, and {folder} is a folder")
+        try:
+            return cls(name, folder, hub_id, options.get("revision"), **_values(options))
+        except ValueError as error:
+            raise ModelError(f"--model {name}: {error}") from None
+
+
+def _values(options: dict[str, str]) -> dict[str, Any]:
+    """The options that are not about the place, converted. Raises ValueError."""
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        match key:
+            case "max_model_len":
+                if not value.isdecimal() or int(value) < 1:
+                    raise ValueError(f"max_model_len must be a positive integer, not {value!r}")
+                values[key] = int(value)
+            case "kv_memory":
+                values[key] = parse_bytes(key, value)
+            case "dtype":
+                if value not in DTYPES:
+                    raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {value!r}")
+                values[key] = DTYPES[value]
+            case "quantization":
+                if value != "int8":
+                    raise ValueError(f"quantization must be int8, not {value!r}")
+                values[key] = value
+            case "tensor_parallel":
+                if value != "1":
+                    raise ValueError(f"tensor_parallel must be 1, not {value!r}: a model runs on one device")
+            case "device":
+                values[key] = value
+    return values
+
+
+def parse_bytes(key: str, text: str) -> int:
+    """`268435456`, `256MiB`, `1.5GiB`. Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]iB)?", text)
+    count = int(float(found[1]) * UNITS[found[2] or ""]) if found else 0
+    if count < 1:
+        raise ValueError(f"{key} must be a number of bytes such as 268435456, 256MiB or 2GiB, not {text!r}")
+    return count
+
+
+def readable(count: float) -> str:
+    """Bytes for a person: `1.5 GiB`."""
+    unit = "B"
+    for unit, size in reversed([("B", 1), *list(UNITS.items())[1:]]):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.3g} {unit}"

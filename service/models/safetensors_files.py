@@ -1,0 +1,82 @@
+"""The tensors of a checkpoint folder: one model.safetensors, or shards listed in model.safetensors.index.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from service.models.errors import ModelError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
+KEEP_MAPPED = 64 << 20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a file's header says: `dtype` by safetensors' names."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * BITS[self.dtype] // 8
+
+
+class SafetensorsFolder:
+    """Headers are read at once, tensors one by one. Raises ModelError for a folder without safetensors, an index that does
+    not parse or names a file that is not there, and a file that is truncated or broken."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tensors: dict[str, StoredTensor] = {}
+        for file in _files(folder):
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118
+                        header = opened.get_slice(name)
+                        self.tensors[name] = StoredTensor(file, tuple(header.get_shape()), header.get_dtype())
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"{file}: {error} (is the file complete?)") from error
+
+    def read(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, file by file, memory-mapped: it must be copied before the next one is asked for.
+
+        A file is opened anew now and then, so that the pages that were read do not stay in this process.
+        """
+        names = sorted(self.tensors, key=lambda name: (self.tensors[name].file, name))
+        while names:
+            file, mapped = self.tensors[names[0]].file, 0
+            with safe_open(file, framework="pt") as opened:
+                while names and self.tensors[names[0]].file == file and mapped < KEEP_MAPPED:
+                    tensor = opened.get_tensor(names[0])
+                    mapped += tensor.nbytes
+                    yield names.pop(0), tensor
+                    del tensor
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            names = sorted(set(weight_map.values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index}: {type(error).__name__}: {error}") from error
+        files = [folder / name for name in names if isinstance(name, str) and Path(name).name == name]
+        missing = next((file for file in files if not file.is_file()), None)
+        if len(files) < len(names) or missing:
+            raise ModelError(f"{index} names {missing.name if missing else 'files outside of its folder'}, which is not there")
+        return files
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5") for p in folder.glob(pattern))
+    found = f"; {others[0]} is not read: pickles can run code, and other formats are not supported" if others else ""
+    raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}{found}")
