@@ -15,9 +15,11 @@ from pydantic_settings import SettingsError
 from service import __version__
 from service.settings import Settings, load_settings
 
+PLACES = "repeatable; PLACE: a checkpoint's folder or the id of a repository on the Hugging Face hub"
+
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", action="append", dest="models", metavar="NAME[=FOLDER][,key=value...]", help="repeatable")
+    parser.add_argument("--model", action="append", dest="models", metavar="NAME[=PLACE][,key=value...]", help=PLACES)
     parser.add_argument("--config", type=Path, help="TOML file of settings")
     for name, field in Settings.model_fields.items():
         if name == "models":

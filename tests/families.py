@@ -128,6 +128,7 @@ def write_variant(folder: Path, variant: Variant, dtype: torch.dtype = torch.flo
 
     sizes = {} if variant.config == "GPT2Config" else SIZES
     config = getattr(transformers, variant.config)(**{**sizes, **variant.changes})
+    torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -46,12 +46,19 @@ def softcapped(x: Tensor, cap: float | None) -> Tensor:
 
 def _stacked(*layers: nn.Linear) -> nn.Linear:
     """One layer whose outputs are those of `layers`, one after another."""
-    weight, biased = torch.cat([layer.weight for layer in layers]), layers[0].bias is not None
-    stacked = nn.Linear(weight.shape[1], weight.shape[0], bias=biased, device="meta")
-    stacked.weight = nn.Parameter(weight, requires_grad=False)
-    if biased:
-        stacked.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
+    rows, biased = sum(layer.out_features for layer in layers), layers[0].bias is not None
+    stacked = nn.Linear(layers[0].in_features, rows, bias=biased, device="meta").requires_grad_(False)
+    # Without numbers there is nothing to stack, and torch imports its whole compiler for a `cat` of such tensors.
+    if not layers[0].weight.is_meta:
+        stacked.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
+        if biased:
+            stacked.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
     return stacked
+
+
+def _embedding(rows: int, size: int) -> nn.Embedding:
+    """Without numbers of its own: on the meta device torch imports its whole compiler to draw them."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, size), freeze=False)
 
 
 def _norm(config: DecoderConfig, size: int) -> nn.Module:
@@ -191,9 +198,9 @@ class DecoderStack(nn.Module):
 
     def __init__(self, config: DecoderConfig, ropes: list[int | None], dropout: float) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _embedding(config.vocab_size, config.hidden_size)
         if config.learned_positions:
-            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            self.embed_positions = _embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i, rope, dropout) for i, rope in enumerate(ropes))
         self.norm = _norm(config, config.hidden_size)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from service.models.decoder import Decoder, FeedForward, SelfAttention
 from service.models.errors import ModelError
 from service.models.families import Family
-from service.models.int8 import Int8Linear, quantised
+from service.models.int8 import Int8Linear
 from service.models.normalisation import LayerNorm, RMSNorm
 from service.models.safetensors_files import BITS, SafetensorsFolder
 
@@ -49,13 +49,10 @@ class Place:
 
     def fill(self, tensor: Tensor) -> None:
         """Quantises where the module is an Int8Linear; elsewhere converts to the parameter's dtype."""
-        rows = slice(self.start, self.stop)
         if isinstance(self.module, Int8Linear) and self.attribute == "weight":
-            weight, scale = quantised(tensor)
-            self.module.weight[rows].copy_(weight)
-            self.module.scale[rows].copy_(scale)
+            self.module.quantise(self.start, tensor)
         else:
-            getattr(self.module, self.attribute)[rows].copy_(tensor)
+            getattr(self.module, self.attribute)[self.start : self.stop].copy_(tensor)
 
 
 def places(network: nn.Module) -> dict[str, Place]:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PIECE = 256
+
 
 class Int8Linear(nn.Module):
     """y = (x @ weight^T) * scale + bias: weight int8 [out, in], scale float32 [out]. Activations keep their dtype.
@@ -26,12 +28,17 @@ class Int8Linear(nn.Module):
         product = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         return product if self.bias is None else product + self.bias
 
+    def quantise(self, start: int, rows: Tensor) -> None:
+        """Take float rows [n, in] as the weight's rows from `start` on, symmetric: the largest number of each becomes 127.
 
-def quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """float [n, in] -> int8 [n, in] and scales float32 [n], symmetric: the largest number of a row becomes 127."""
-    wide = rows.float()
-    scale = wide.abs().amax(dim=1) / 127
-    return (wide / scale.clamp(min=1e-30)[:, None]).round_().to(torch.int8), scale
+        Piece by piece, so that little is ever held in float32.
+        """
+        for offset in range(0, len(rows), PIECE):
+            wide = rows[offset : offset + PIECE].float()
+            scale = wide.abs().amax(dim=1) / 127
+            at = slice(start + offset, start + offset + len(wide))
+            self.weight[at].copy_((wide / scale.clamp(min=1e-30)[:, None]).round_())
+            self.scale[at].copy_(scale)
 
 
 def quantise(network: nn.Module) -> None:

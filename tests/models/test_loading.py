@@ -19,6 +19,10 @@ def test_options_follow_a_folder_or_an_embedded_name(tmp_path: Path) -> None:
     assert (spec.name, spec.folder, spec.max_model_len, spec.dtype) == ("chat", tmp_path / "m", 64, torch.bfloat16)
     assert ModelSpec.parse("shapes,dtype=float32").dtype is torch.float32
     assert ModelSpec.parse("shapes,dtype=auto").dtype is None
+    assert ModelSpec.parse("shapes,kv_memory=1.5GiB").kv_memory == 3 << 29
+    assert ModelSpec.parse("shapes,kv_memory=65536,tensor_parallel=1").kv_memory == 65536
+    spec = ModelSpec.parse("chat=someone/a-model.v2,revision=v1,quantization=int8,device=cpu")
+    assert (spec.hub_id, spec.revision, spec.quantization, spec.device) == ("someone/a-model.v2", "v1", "int8", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +32,13 @@ def test_options_follow_a_folder_or_an_embedded_name(tmp_path: Path) -> None:
         ("a=/nowhere", "/nowhere is not a folder"),
         ("shapes,dtype=int3", "dtype must be one of auto, float32, bfloat16"),
         ("shapes,max_model_len=0", "max_model_len must be a positive integer"),
-        ("shapes,colour=red", "option 'colour' is not supported"),
+        ("shapes,colour=red", "option 'colour' is not supported; supported: dtype, device, revision"),
+        ("shapes,quantization=int4", "quantization must be int8, not 'int4'"),
+        ("shapes,tensor_parallel=2", "tensor_parallel must be 1, not '2'"),
+        ("shapes,kv_memory=lots", "kv_memory must be a number of bytes such as 268435456, 256MiB or 2GiB, not 'lots'"),
+        ("shapes,kv_memory=0", "kv_memory must be"),
+        ("shapes,revision=main", "revision is for models from the hub"),
+        ("a=/nowhere/at/all", "is not a folder with a config.json"),
     ],
 )
 def test_a_wrong_specification_says_what_is_wrong(text: str, message: str) -> None:
