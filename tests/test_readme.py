@@ -12,6 +12,8 @@ import msgspec
 import pytest
 
 from service.bench import add_arguments
+from service.models.families import FAMILIES
+from service.models.model_spec import OPTIONS
 from service.procedures.registry import PROCEDURES
 from service.settings import Settings
 
@@ -36,6 +38,14 @@ def test_the_table_of_procedures_is_the_registry() -> None:
 
 def test_the_table_of_settings_is_the_settings() -> None:
     assert table_names("Settings") == set(Settings.model_fields)
+
+
+def test_the_table_of_families_is_the_families_that_are_served() -> None:
+    families, options = section("Models").split("| option | |")
+    first = re.findall(r"^\| (`[^|]*)\|", families, re.MULTILINE)
+    assert {name for row in first[1:] for name in re.findall(r"`([^`]+)`", row)} == set(FAMILIES)
+    listed = re.findall(r"^\| `(\w+)` \| ", options.split("The two embedded")[0], re.MULTILINE)
+    assert set(listed) == set(OPTIONS)
 
 
 def test_the_bodies_of_the_curl_examples_are_valid() -> None:

@@ -155,7 +155,14 @@ def _progress(name: str, total: int) -> Callable[[int], None]:
         return lambda count: None
     if sys.stderr.isatty():
         bar = tqdm(total=total, desc=f"loading {name}", unit="B", unit_scale=True, unit_divisor=1024)
-        return lambda count: bar.update(count) and None if count else bar.close()
+
+        def draw(count: int) -> None:
+            if count:
+                bar.update(count)
+            else:
+                bar.close()
+
+        return draw
     done, logged = 0, time.monotonic()
 
     def advance(count: int) -> None:
@@ -163,6 +170,6 @@ def _progress(name: str, total: int) -> Callable[[int], None]:
         done += count
         if count == 0 or time.monotonic() - logged > LOG_SECONDS:
             logged = time.monotonic()
-            log.info("loading %s: %d of %d MiB", name, done >> 20, total >> 20)
+            log.info("loading %s: %d of %d KiB", name, done >> 10, total >> 10)
 
     return advance

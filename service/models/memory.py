@@ -17,10 +17,10 @@ def available_memory(device: torch.device) -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, _container_room(free))
+    return min(free, container_room(free))
 
 
-def _container_room(otherwise: int, group: Path = Path("/sys/fs/cgroup")) -> int:
+def container_room(otherwise: int, group: Path = Path("/sys/fs/cgroup")) -> int:
     """What the control group's limit (version 2) leaves; file pages that can be dropped do not count as used."""
     try:
         limit, used = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())

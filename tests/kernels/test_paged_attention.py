@@ -10,11 +10,14 @@ from kernels.paged_attention import Plan, paged_attention, plan_groups
 HEAD = 8
 
 
-def dense(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+def dense(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor, scale: float | None, cap: float | None
+) -> torch.Tensor:
     """Softmax attention written out: query [Q, Hq, D], keys and values [C, Hkv, D], visible bool [Q, C]."""
     repeat = query.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(repeat, 1).double(), values.repeat_interleave(repeat, 1).double()
-    scores = torch.einsum("qhd,chd->hqc", query.double(), keys) / HEAD**0.5
+    scores = torch.einsum("qhd,chd->hqc", query.double(), keys) * (HEAD**-0.5 if scale is None else scale)
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
     return torch.einsum("hqc,chd->qhd", weights, values).float()
 
@@ -22,7 +25,10 @@ def dense(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible
 @pytest.mark.parametrize("heads,kv_heads", [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("window", [None, 1, 5, 64])
 @pytest.mark.parametrize("block_size", [1, 4, 8])
-def test_rows_of_every_kind_in_one_batch(heads: int, kv_heads: int, window: int | None, block_size: int) -> None:
+@pytest.mark.parametrize("scale,cap", [(None, None), (0.9, None), (0.7, 2.0)])
+def test_rows_of_every_kind_in_one_batch(
+    heads: int, kv_heads: int, window: int | None, block_size: int, scale: float | None, cap: float | None
+) -> None:
     torch.manual_seed(heads * 100 + (window or 0))
     # (start, queries, bidirectional): decode, prefill from nothing and from a prefix, a canvas, a canvas with no prefix.
     rows = [(0, 1, False), (37, 1, False), (0, 17, False), (11, 17, False), (20, 8, True), (0, 8, True), (3, 1, True)]
@@ -40,8 +46,8 @@ def test_rows_of_every_kind_in_one_batch(heads: int, kv_heads: int, window: int 
         at, key = torch.arange(start, stop)[:, None], torch.arange(stop)[None]
         near = torch.ones(count, stop, dtype=torch.bool) if window is None else key > at - window
         visible = (near | (key >= start)) if bidirectional else (near & (key <= at))
-        expected.append(dense(query, keys[slots], values[slots], visible))
+        expected.append(dense(query, keys[slots], values[slots], visible, scale, cap))
     store = torch.stack((keys, values), dim=1).view(600 // block_size, block_size, 2, kv_heads, HEAD)
     groups = plan_groups(plans, block_size, window, torch.device("cpu"))
-    out = paged_attention(torch.cat(queries), store, groups)
+    out = paged_attention(torch.cat(queries), store, groups, scale, cap)
     torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)

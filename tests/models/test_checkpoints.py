@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,9 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from service.engine.assembly import build_engine
+from service.models import filling
 from service.models.generation_config import GenerationConfig
 from service.models.loading import ModelError, ModelSpec, TextModel, load_model
+from service.models.memory import available_memory, container_room
 from service.models.model_spec import readable
+from service.settings import Settings
 from service.workers.hosting import Hosting, TextHost, host
 from tests.checkpoints import write_decoder, write_flow_transformer
 from tests.families import VARIANTS, write_variant
@@ -200,6 +205,15 @@ def test_the_length_of_texts_is_the_models_own_unless_the_cache_is_smaller(folde
     assert "max_model_len 257 is more than the 256 positions that the model knows" in refused(folder, ",max_model_len=257")
 
 
+def test_a_containers_limit_counts_as_memory_and_its_file_pages_do_not(tmp_path: Path) -> None:
+    for name, content in (("memory.max", "1000"), ("memory.current", "700"), ("memory.stat", "anon 400\ninactive_file 250\n")):
+        (tmp_path / name).write_text(content)
+    assert container_room(10_000, tmp_path) == 550
+    (tmp_path / "memory.max").write_text("max")
+    assert container_room(10_000, tmp_path) == 10_000
+    assert 0 < available_memory(CPU) < 1 << 50
+
+
 def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
     assert "device 'abacus' cannot be used" in refused(folder, ",device=abacus")
 
@@ -217,6 +231,8 @@ def test_generation_config_gives_stop_tokens_and_sampling_defaults(folder: Path)
     model = load(folder)
     assert model.eos_token_ids == (2, 7), "an id outside the vocabulary is never drawn"
     assert model.sampling_defaults == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    card = build_engine(Settings(models=[f"chat={folder}"], kv_memory=1 << 20)).models["chat"].card
+    assert card.sampling_defaults == model.sampling_defaults and card.eos_token_ids == [2, 7]
     (folder / "generation_config.json").unlink()
     edit(folder / "config.json", lambda config: config.update(eos_token_id=[2, 5]))
     assert load(folder).eos_token_ids == (2, 5) and load(folder).sampling_defaults == {}
@@ -234,6 +250,27 @@ def test_generation_settings_that_make_no_sense_or_have_no_effect_are_named(
     assert "generation_config.json: top_p must be above 0 and at most 1, not 1.5" in refused(folder)
     GenerationConfig.from_json({"no_repeat_ngram_size": 3, "num_beams": 1}, "m")
     assert "m: generation_config.json: these have no effect: no_repeat_ngram_size" in caplog.text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_big_checkpoint_shows_how_far_it_is(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(folder)
+    assert "loading" not in caplog.text
+    monkeypatch.setattr(filling, "BIG", 1)
+    with caplog.at_level("INFO"):
+        load(folder)
+    size = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values()) >> 10
+    assert f"loading chat: {size} of {size} KiB" in caplog.text
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    load(folder)
+    assert "loading chat: 100%" in terminal.getvalue()
 
 
 MEASURE = """

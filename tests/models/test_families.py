@@ -16,7 +16,7 @@ from service.workers.block_pool import BlockPool
 from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
 from service.workers.types import Draws, RowError, TokenMove
-from tests.families import VARIANTS, VOCABULARY, write_variant
+from tests.families import SIZES, VARIANTS, VOCABULARY, write_variant
 
 pytest.importorskip("transformers")
 
@@ -151,3 +151,17 @@ def test_int8_weights_are_near_and_their_matrices_take_a_quarter_of_float32(fold
         return sum(p.nbytes for p in worker.network.model.layers.parameters() if p.ndim > 1)
 
     assert matrices(rounded) < 0.27 * matrices(exact)
+
+
+def test_the_text_half_of_a_model_of_text_and_pictures(folder: Path) -> None:
+    import transformers
+
+    text = transformers.Gemma3TextConfig(**{**SIZES, **VARIANTS["gemma3"].changes})
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    config = transformers.Gemma3Config(text_config=text, vision_config={**vision, "patch_size": 14}, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    place = folder / "gemma3-pictures"
+    model.save_pretrained(place)
+    with torch.no_grad():
+        expected = model(torch.tensor([PROMPT])).logits[0]
+    torch.testing.assert_close(logits_in(served(place, "gemma3"), 23, 17), expected, atol=1e-4, rtol=1e-4)
