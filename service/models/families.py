@@ -177,7 +177,7 @@ def read_config(json: Mapping[str, Any], context: int | None = None) -> DecoderC
     `context`: the longest text that will be served, for position embeddings that depend on it. Raises ValueError, naming
     the key and its value, for anything that the decoder does not compute.
     """
-    family = FAMILIES.get(json.get("model_type", ""))
+    family = FAMILIES.get(str(json.get("model_type")))
     if family is None:
         raise ValueError(f"model_type {json.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES)}")
     text = json
@@ -196,7 +196,7 @@ def read_config(json: Mapping[str, Any], context: int | None = None) -> DecoderC
     if "experts" in more:
         dense = _dense_layers(keys, count)
         layers = [replace(layer, experts=i not in dense) for i, layer in enumerate(layers)]
-    extras, eos = json.get("stride") or {}, keys.take("eos_token_id")
+    extras, eos = keys.mapping("stride"), keys.take("eos_token_id")
     bias = keys.flag("attention_bias")
     fields: dict[str, Any] = {
         "vocab_size": keys.integer("vocab_size"),

@@ -71,7 +71,7 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
         kind = config.get("model_type")
         if kind == FLOW:
             return _load_image_model(spec, config, device)
-        if kind not in FAMILIES:
+        if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW])}")
         return _load_text_model(spec, config, device, kv_memory)
     except ModelError as error:

@@ -135,6 +135,8 @@ def test_a_folder_without_a_fast_tokeniser_says_how_to_make_one(folder: Path) ->
     "change,words",
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: llama, mistral"),
+        ({"model_type": ["llama"]}, "model_type ['llama'] is not supported"),
+        ({"stride": 3}, "stride must be an object, not 3"),
         ({"hidden_size": "large"}, "hidden_size must be a positive integer, not 'large'"),
         ({"hidden_size": None}, "hidden_size must be a positive integer, not None"),
         ({"num_key_value_heads": 3}, "num_attention_heads must be a multiple of num_key_value_heads"),
