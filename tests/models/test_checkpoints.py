@@ -284,6 +284,7 @@ from service.models.loading import ModelSpec, load_model
 def status(key):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
 
+torch.set_num_threads(1)
 before = status("VmRSS:")
 model = load_model(ModelSpec.parse(sys.argv[1]), torch.device("cpu"))
 weights = sum(p.nbytes for p in model.network.parameters())
