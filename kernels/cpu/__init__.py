@@ -1,6 +1,6 @@
 """Kernels in C++ for processors with AVX-512 and bfloat16: packed weights, and all layers of a network in one call."""
 
-from kernels.cpu.decoder import CpuDecoder, DecoderWeights, LayerWeights, Norm, PackedBatch
+from kernels.cpu.decoder import CpuDecoder, DecoderWeights, LayerWeights, Norm, PackedBatch, has_heads_of
 from kernels.cpu.flow import CpuFlow, FlowBlockWeights, FlowWeights
 from kernels.cpu.library import library
 from kernels.cpu.linear import PackedLinear, pack
@@ -15,6 +15,7 @@ __all__ = [
     "Norm",
     "PackedBatch",
     "PackedLinear",
+    "has_heads_of",
     "library",
     "pack",
 ]

@@ -12,8 +12,13 @@ from torch import Tensor
 from kernels.cpu.library import library
 from kernels.cpu.linear import KINDS, LinearStruct, PackedLinear, pointer
 
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu_squared": 3}
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu_squared": 3, "relu": 4}
 HEAD_SIZES = (*range(1, 97), *range(113, 129), *range(241, 257))
+
+
+def has_heads_of(size: int) -> bool:
+    """Whether the kernel was compiled for heads of so many numbers."""
+    return size in HEAD_SIZES
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class CpuDecoder:
     def __init__(self, weights: DecoderWeights, store: Tensor) -> None:
         loaded = library()
         assert loaded is not None, "callers ask library() first"
-        if weights.head_dim not in HEAD_SIZES or weights.rotary_size > 2 * HEAD_SIZES[-1]:
+        if not has_heads_of(weights.head_dim) or weights.rotary_size > 2 * HEAD_SIZES[-1]:
             raise ValueError(f"heads of {weights.head_dim} are not among the kernel's sizes")
         wide = {linear.kind == KINDS[torch.float32] for layer in weights.layers for linear in (layer.qkv, weights.head)}
         if len(wide) != 1:

@@ -47,7 +47,7 @@ inline __m512 tanh(__m512 x) {
     return _mm512_fmsub_ps(two, sigmoid(_mm512_mul_ps(two, x)), _mm512_set1_ps(1.0f));
 }
 
-enum Activation : int32_t { SILU = 0, GELU_TANH = 1, GELU = 2, RELU_SQUARED = 3 };
+enum Activation : int32_t { SILU = 0, GELU_TANH = 1, GELU = 2, RELU_SQUARED = 3, RELU = 4 };
 
 // Abramowitz and Stegun 7.1.26 is too coarse for float32 here; erf goes through the library, lane by lane.
 inline __m512 erf(__m512 x) {
@@ -64,6 +64,7 @@ inline __m512 activate(__m512 x, Activation kind) {
             const __m512 positive = _mm512_max_ps(x, _mm512_setzero_ps());
             return _mm512_mul_ps(positive, positive);
         }
+        case RELU: return _mm512_max_ps(x, _mm512_setzero_ps());
         case GELU: {
             const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
             return _mm512_fmadd_ps(half, erf(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678f))), half);

@@ -29,8 +29,3 @@ class PagedCache:
     def clear(self, blocks: list[int]) -> None:
         """Forget numbers that are not finite: whoever gets these blocks next multiplies what it does not see by zero."""
         self.store[:, blocks] = 0
-
-    def slots(self, blocks: list[int], start: int, stop: int) -> list[int]:
-        """Slots of the positions start..stop-1 of a request that holds `blocks`."""
-        size = self.pool.block_size
-        return [blocks[position // size] * size + position % size for position in range(start, stop)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.cpu import library
 from service.models.loading import ModelSpec, TextModel, load_model
 from service.procedures.types import Axis, TokenRow
+from service.workers import token_worker
 from service.workers.block_pool import BlockPool
+from service.workers.kernel_forward import KernelForward
 from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
-from service.workers.types import Draws, RowError, TokenMove
+from service.workers.torch_forward import TorchForward
+from service.workers.types import Draws, RowError, TokenMove, TokenOutcome
 from tests.families import SIZES, VARIANTS, VOCABULARY, write_variant
 
 pytest.importorskip("transformers")
@@ -33,10 +38,9 @@ class RecordingWorker(TokenWorker):
         super().__init__(model.network, pool, CPU, Threads(1, 1), **options)
         self.recorded: list[Tensor] = []
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits = super()._logits(hidden)
+    def _read(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
         self.recorded.append(logits.clone())
-        return logits
+        return super()._read(moves, logits)
 
 
 @functools.cache
@@ -47,6 +51,16 @@ def reference(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> An
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CPU kernel where it knows the family, and torch, which knows all."""
+    if request.param == "torch":
+        monkeypatch.setattr(token_worker, "kernel_decoder", lambda network, store: None)
+    elif library() is None:
+        pytest.skip("the CPU kernels need AVX-512 with bfloat16, and g++")
+    return str(request.param)
 
 
 def served(folder: Path, name: str, **options: Any) -> RecordingWorker:
@@ -83,7 +97,7 @@ def logits_in(worker: RecordingWorker, *chunks: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_equal_those_of_transformers_whole_in_chunks_and_token_by_token(folder: Path, name: str) -> None:
+def test_logits_equal_those_of_transformers_whole_in_chunks_and_token_by_token(folder: Path, name: str, way: str) -> None:
     model = reference(folder / name, name)
     with torch.no_grad():
         expected = model(torch.tensor([PROMPT])).logits[0]
@@ -93,10 +107,18 @@ def test_logits_equal_those_of_transformers_whole_in_chunks_and_token_by_token(f
         torch.testing.assert_close(logits_in(worker, *chunks), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.skipif(library() is None, reason="the CPU kernels need AVX-512 with bfloat16, and g++")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_kernel_runs_all_families_but_mixtures_of_experts(folder: Path, name: str) -> None:
+    reference(folder / name, name)
+    mixture = "moe" in name or "mixtral" in name
+    assert isinstance(served(folder / name, name)._forward, TorchForward if mixture else KernelForward)
+
+
 # transformers changes longrope's factors in the middle of a text that grows beyond the original length; here a served
 # length decides once. Its prompt of 40 is compared above.
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "phi3-longrope-long"])
-def test_greedy_texts_equal_those_of_transformers_in_a_mixed_batch(folder: Path, name: str) -> None:
+def test_greedy_texts_equal_those_of_transformers_in_a_mixed_batch(folder: Path, name: str, way: str) -> None:
     model = reference(folder / name, name)
     lengths, count = (33, 5, 18), 20
     texts = [PROMPT[:length] for length in lengths]
@@ -121,19 +143,19 @@ ONE_EACH = ["llama", "gemma2", "gemma3", "gpt2", "olmo2", "phi3-partial", "qwen2
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
-def test_bfloat16_stays_near_float32(folder: Path, name: str) -> None:
+def test_bfloat16_stays_near_float32(folder: Path, name: str, way: str) -> None:
     place = folder / f"{name}-bfloat16"
     model = reference(place, name, torch.bfloat16)
     with torch.no_grad():
         expected = model(torch.tensor([PROMPT])).logits[0]
     worker = served(place, name, spec=",dtype=bfloat16")
-    assert worker.network.dtype is worker.cache.store.dtype is torch.bfloat16
+    assert worker.cache.store.dtype is torch.bfloat16
     difference = (logits_in(worker, 23, 17) - expected).abs()
     assert difference.mean() < BFLOAT16_TOLERANCE * expected.std()
 
 
 @pytest.mark.parametrize("name,spec", [("gemma2", ""), ("gpt2", ""), ("mixtral", ""), ("qwen2", ",quantization=int8")])
-def test_a_batch_invariant_worker_gives_the_same_bits_for_any_chunks(folder: Path, name: str, spec: str) -> None:
+def test_a_batch_invariant_worker_gives_the_same_bits_for_any_chunks(folder: Path, name: str, spec: str, way: str) -> None:
     reference(folder / name, name)
     worker = served(folder / name, name, spec=spec, batch_invariant=True)
     whole = logits_in(worker, 40)
@@ -143,14 +165,18 @@ def test_a_batch_invariant_worker_gives_the_same_bits_for_any_chunks(folder: Pat
 @pytest.mark.parametrize("name", ["llama-biases-tied", "gpt2", "mixtral"])
 def test_int8_weights_are_near_and_their_matrices_take_a_quarter_of_float32(folder: Path, name: str) -> None:
     reference(folder / name, name)
-    exact, rounded = served(folder / name, name), served(folder / name, name, spec=",quantization=int8")
+
+    def loaded(spec: str) -> tuple[RecordingWorker, int]:
+        """A worker, and the bytes of its matrices."""
+        model = load_model(ModelSpec.parse(f"m={folder / name}{spec}"), CPU)
+        assert isinstance(model, TextModel)
+        matrices = sum(p.nbytes for p in model.network.model.layers.parameters() if p.ndim > 1)
+        return RecordingWorker(model, BlockPool(64, 4)), matrices
+
+    (exact, whole), (rounded, quarter) = loaded(",dtype=float32"), loaded(",dtype=float32,quantization=int8")
     expected = logits_in(exact, 40)
     assert (logits_in(rounded, 40) - expected).abs().mean() < 0.1 * expected.std()
-
-    def matrices(worker: TokenWorker) -> int:
-        return sum(p.nbytes for p in worker.network.model.layers.parameters() if p.ndim > 1)
-
-    assert matrices(rounded) < 0.27 * matrices(exact)
+    assert quarter < 0.27 * whole
 
 
 def test_the_text_half_of_a_model_of_text_and_pictures(folder: Path) -> None:

@@ -1,0 +1,38 @@
+"""The rows of many requests, one after another, as one forward takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.procedures.types import TokenRow
+from service.workers.types import TokenMove
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """R rows with their requests' block tables, and their N query tokens: ids, positions, the slots of the cache that
+    their keys and values go to, and indices of those whose logits are wanted."""
+
+    rows: list[TokenRow]
+    tables: list[list[int]]
+    tokens: list[int]
+    positions: list[int]
+    slots: list[int]
+    wanted: list[int]
+
+    @classmethod
+    def of(cls, moves: Sequence[TokenMove], block_size: int) -> PackedRows:
+        """A move's logits are those of its last row."""
+        packed = cls([], [], [], [], [], [])
+        for move in moves:
+            for row in move.rows:
+                if row is move.rows[-1]:
+                    packed.wanted.extend(len(packed.tokens) + offset for offset in row.wanted)
+                positions = range(row.start, row.start + len(row.tokens))
+                packed.rows.append(row)
+                packed.tables.append(move.blocks)
+                packed.tokens.extend(row.tokens)
+                packed.positions.extend(positions)
+                packed.slots.extend(move.blocks[p // block_size] * block_size + p % block_size for p in positions)
+        return packed

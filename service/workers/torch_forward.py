@@ -1,0 +1,89 @@
+"""A decoder's forward by torch, over a paged cache, on whatever device it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups
+from service.models.decoder import Decoder, DecoderConfig
+from service.workers.batch_invariant import TILE, make_batch_invariant
+from service.workers.packed_rows import PackedRows
+from service.workers.paged_cache import PagedCache
+from service.workers.threads import Threads
+
+
+class PagedAttention:
+    """The decoder's `Attention`: writes keys and values to the cache, then attends over every row's blocks.
+
+    All rows write before any attends, so a later row of a request sees what an earlier one computes in this forward.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, cache: PagedCache, written: Tensor, groups: Mapping[int | None, Sequence[RowGroup]]
+    ) -> None:
+        """`groups` by window: layers with the same one share them."""
+        self._config = config
+        self._cache = cache
+        self._written = written
+        self._groups = groups
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self._cache.write(layer, self._written, key, value)
+        groups, config = self._groups[self._config.layers[layer].window], self._config
+        return paged_attention(query, self._cache.store[layer], groups, config.attention_scale, config.attention_softcap)
+
+
+class TorchForward:
+    """Logits of packed rows. With `batch_invariant` every number is computed in an order that depends on its own request
+    alone: tiled matrix products, and causal queries that attend one by one."""
+
+    def __init__(self, network: Decoder, cache: PagedCache, threads: Threads, batch_invariant: bool) -> None:
+        self._network = network
+        self._cache = cache
+        self._threads = threads
+        self._token_operations = 2.0 * sum(parameter.numel() for parameter in network.parameters())
+        self._windows = {layer.window for layer in network.config.layers}
+        self._batch_invariant = batch_invariant
+        if batch_invariant:
+            make_batch_invariant(network)
+
+    def __call__(self, packed: PackedRows) -> Tensor:
+        """float32 [W, vocabulary]."""
+        self._threads.take(self._token_operations * (TILE if self._batch_invariant else len(packed.tokens)))
+        plans = self._plans(packed)
+        groups = {window: self._groups(plans, window) for window in self._windows}
+        attention = PagedAttention(self._network.config, self._cache, self._long(packed.slots), groups)
+        hidden = self._network.hidden(self._long(packed.tokens), self._long(packed.positions), attention)
+        return self._logits(hidden[self._long(packed.wanted)])
+
+    def _plans(self, packed: PackedRows) -> list[Plan]:
+        plans: list[Plan] = []
+        offset = 0
+        for row, table in zip(packed.rows, packed.tables, strict=True):
+            plan = Plan(offset, len(row.tokens), row.start, table, row.mode == "block")
+            plans += _single_queries(plan) if self._batch_invariant and row.mode == "causal" else [plan]
+            offset += len(row.tokens)
+        return plans
+
+    def _groups(self, plans: Sequence[Plan], window: int | None) -> list[RowGroup]:
+        sets = [[plan] for plan in plans] if self._batch_invariant else [plans]
+        size, device = self._cache.pool.block_size, self._cache.store.device
+        return [group for some in sets for group in plan_groups(some, size, window, device)]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if not self._batch_invariant:
+            return self._network.logits(hidden)
+        padded = F.pad(hidden, (0, 0, 0, -len(hidden) % TILE))
+        return torch.cat([self._network.logits(tile) for tile in padded.split(TILE)])[: len(hidden)]
+
+    def _long(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._cache.store.device)
+
+
+def _single_queries(plan: Plan) -> list[Plan]:
+    """The same causal row, every query of it a row of its own."""
+    return [Plan(plan.offset + i, 1, plan.start + i, plan.blocks, False) for i in range(plan.queries)]
