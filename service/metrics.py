@@ -5,6 +5,8 @@ The engine reports its forwards and gauges over the wire (`Tick`, `Gauges`), so 
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service import __version__
@@ -51,7 +53,7 @@ class Metrics:
         self.engine_restarts = Gauge("stride_engine_restarts_total", "Times the engine was started again", registry=r)
         info = Gauge("stride_build_info", "Version", ["version"], registry=r)
         info.labels(__version__).set(1)
-        self._missed: dict[str, int] = {}
+        self._counted: defaultdict[tuple[Counter, str], int] = defaultdict(int)
 
     def observe(self, message: Tick | Gauges) -> None:
         """Take in what the engine reports."""
@@ -71,6 +73,7 @@ class Metrics:
         if tick.tokens:
             self.batch_tokens.labels(model).observe(tick.tokens)
             self.tokens.labels(model, "prompt").inc(tick.prompt_tokens)
+            self.tokens.labels(model, "cached").inc(tick.cached_tokens)
             self.tokens.labels(model, "revised").inc(tick.revised_tokens)
 
     def _observe_gauges(self, gauges: Gauges) -> None:
@@ -81,9 +84,10 @@ class Metrics:
         for model, counts in gauges.kv_blocks.items():
             for state, count in zip(("used", "cached", "free"), counts, strict=True):
                 self.kv_blocks.labels(model, state).set(count)
-        for model, count in gauges.deadlines_missed.items():
-            self.deadlines_missed.labels(model).inc(max(0, count - self._missed.get(model, 0)))
-            self._missed[model] = count
+        for counter, counts_now in ((self.deadlines_missed, gauges.deadlines_missed), (self.preemptions, gauges.preemptions)):
+            for model, count in counts_now.items():
+                counter.labels(model).inc(max(0, count - self._counted[counter, model]))
+                self._counted[counter, model] = count
         self.busy.set(gauges.busy_ratio)
 
     def engine(self, up: bool, restarts: int) -> None:
@@ -91,7 +95,7 @@ class Metrics:
         self.engine_up.set(up)
         self.engine_restarts.set(restarts)
         if not up:
-            self._missed.clear()
+            self._counted.clear()
 
     def committed(self, model: str, count: int, gap: float | None) -> None:
         """`count` tokens came together, `gap` seconds after the ones before them."""
@@ -109,8 +113,6 @@ class Metrics:
         self.request.labels(model, procedure).observe(usage.total_seconds)
         if usage.first_output_seconds is not None:
             self.first_output.labels(model, procedure).observe(usage.first_output_seconds)
-        if usage.cached_tokens:
-            self.tokens.labels(model, "cached").inc(usage.cached_tokens)
         if picture:
             self.images.labels(model, procedure).inc()
 

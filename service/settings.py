@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     token_budget: int = Field(512, ge=1, description="query tokens in one forward; longer prompts are chunked")
     kv_memory: int = Field(256 << 20, ge=1 << 20, description="bytes of paged KV cache per text model")
     kv_block: int = Field(16, ge=1, description="tokens in a KV block")
+    prefix_cache: bool = Field(True, description="share KV blocks of equal beginnings, and keep them while there is room")
     max_body_bytes: int = Field(4 << 20, ge=1024)
     max_n: int = Field(16, ge=1, description="outputs of one request")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"

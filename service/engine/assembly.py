@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.engine.lane import Lane, Limits
 from service.engine.loop import Engine, Served
 from service.engine.messages import ModelCard
-from service.engine.scheduler import Lane, Limits
 from service.procedures.registry import runnable
 from service.settings import Settings
 from service.workers.hosting import Hosting, ImageHost, ModelError, TextHost, host
@@ -26,7 +26,7 @@ def build_engine(settings: Settings) -> Engine:
         if hosted.name in served:
             raise ModelError(f"two models are called {hosted.name!r}")
         card = _text_card(hosted) if isinstance(hosted, TextHost) else _image_card(hosted)
-        served[hosted.name] = Served(card, Lane(hosted.pool, limits), hosted.worker)
+        served[hosted.name] = Served(card, Lane(hosted.pool, limits, settings.prefix_cache), hosted.worker)
     return Engine(list(served.values()))
 
 

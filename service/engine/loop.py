@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.engine.lane import Item, Lane
 from service.engine.messages import (
     Failed,
     Finish,
@@ -21,7 +22,7 @@ from service.engine.messages import (
     Tick,
 )
 from service.engine.request import AnyRequest, ImageRequest, TextRequest, deadline_failure
-from service.engine.scheduler import Batch, Item, Lane, Scheduler
+from service.engine.scheduler import Batch, Scheduler
 from service.procedures.types import Axis, LatentRow, TokenRow
 from service.workers.types import Draws, LatentMove, LatentWorkerLike, RowError, TokenMove, TokenWorkerLike
 
@@ -90,9 +91,12 @@ class Engine:
         ran = self._clock()
         self.scheduler.ran(batch, ran - chosen)
         self._busy_seconds += ran - chosen
+        texts = [item.request for item in batch.items if isinstance(item.request, TextRequest)]
+        prompt = -sum(request.prefilled for request in texts)
         for item, outcome in zip(batch.items, outcomes, strict=True):
             events += self._fold(item, outcome, ran)
-        return [*events, _report(batch, ran - chosen, chosen - began + self._clock() - ran)]
+        prompt += sum(request.prefilled for request in texts)
+        return [*events, _report(batch, prompt, ran - chosen, chosen - began + self._clock() - ran)]
 
     def gauges(self) -> Gauges:
         """How things stand, with the share of time since the last call that forwards took."""
@@ -104,11 +108,13 @@ class Engine:
             waiting={name: len(lane.waiting) for name, lane in lanes.items()},
             running={name: len(lane.running) for name, lane in lanes.items()},
             kv_blocks={
-                name: (lane.pool.used, 0, lane.pool.free) for name, lane in lanes.items() if self.models[name].card.kind == "text"
+                name: (lane.pool.used, lane.pool.cached, lane.pool.free)
+                for name, lane in lanes.items()
+                if self.models[name].card.kind == "text"
             },
             busy_ratio=min(busy, 1.0),
             deadlines_missed=dict(self._missed),
-            preemptions={},
+            preemptions={name: lane.preemptions for name, lane in lanes.items()},
             dropped_messages=self.dropped_messages,
         )
 
@@ -125,13 +131,14 @@ class Engine:
     def _fold(self, item: Item, outcome: Any, now: float) -> list[FromEngine]:
         request = item.request
         if isinstance(outcome, RowError):
-            self.scheduler.remove(request.id)
+            self.scheduler.remove(request.id, failed=True)
             return [Failed(request.id, 500, "forward_failed", str(outcome))]
         if isinstance(request, TextRequest):
             rows = [row for row in item.rows if isinstance(row, TokenRow)]
             events = request.fold(rows, item.whole, outcome, now)
         else:
             events = request.fold(outcome, now)
+        self.scheduler.keep(request)
         if request.finished is not None:
             self.scheduler.remove(request.id)
         return events
@@ -158,35 +165,29 @@ def _move(item: Item) -> TokenMove | LatentMove:
             request.submit.seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
             sampling.repetition_penalty, request.banned(), seen,
         )  # fmt: skip
-        return TokenMove(tuple(row for row in item.rows if isinstance(row, TokenRow)), request.blocks, draws)
+        return TokenMove(tuple(row for row in item.rows if isinstance(row, TokenRow)), request.table.blocks, draws)
     assert isinstance(request, ImageRequest)
     row = item.rows[0]
     assert isinstance(row, LatentRow)
     final = row.index == len(request.rows) - 1
     work = request.work
     return LatentMove(
-        row, request.blocks[0], request.submit.seed, work.caption, work.negative, final or request.wants_preview(), final
+        row, request.table.blocks[0], request.submit.seed, work.caption, work.negative, final or request.wants_preview(), final
     )  # fmt: skip
 
 
-def _report(batch: Batch, forward_seconds: float, scheduler_seconds: float) -> Tick:
+def _report(batch: Batch, prompt_tokens: int, forward_seconds: float, scheduler_seconds: float) -> Tick:
     rows = [row for item in batch.items for row in item.rows]
     axes = Counter(row.axis if isinstance(row, TokenRow) else Axis.REFINE for row in rows)
     tokens = [row for row in rows if isinstance(row, TokenRow)]
-    prompt = sum(
-        max(0, min(row.start + len(row.tokens), item.request.state.prompt_length) - row.start)
-        for item in batch.items
-        if isinstance(item.request, TextRequest)
-        for row in item.rows
-        if isinstance(row, TokenRow) and row.keep
-    )
     return Tick(
         model=batch.model,
         expand_moves=axes[Axis.EXPAND],
         refine_moves=axes[Axis.REFINE],
         rows=len(rows),
         tokens=batch.size if tokens else 0,
-        prompt_tokens=prompt,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=batch.cached_tokens,
         revised_tokens=sum(len(row.wanted) for row in tokens if row.axis is Axis.REFINE),
         refine_steps=sum(1 for row in rows if isinstance(row, LatentRow) or row.axis is Axis.REFINE),
         forward_seconds=forward_seconds,

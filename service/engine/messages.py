@@ -178,7 +178,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class Tick(msgspec.Struct, frozen=True, tag="tick"):
-    """One forward, for the metrics: rows and tokens it held, seconds it and the scheduler took."""
+    """One forward, for the metrics: rows and tokens it held, seconds it and the scheduler took. `prompt_tokens` were
+    computed for the first time, `cached_tokens` of prompts found in the cache instead."""
 
     model: str
     expand_moves: int
@@ -186,6 +187,7 @@ class Tick(msgspec.Struct, frozen=True, tag="tick"):
     rows: int
     tokens: int
     prompt_tokens: int
+    cached_tokens: int
     revised_tokens: int
     refine_steps: int
     forward_seconds: float

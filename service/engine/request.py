@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from service.engine.block_table import BlockTable
 from service.engine.messages import (
     Done,
     Failed,
@@ -23,16 +24,21 @@ from service.engine.messages import (
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
 from service.procedures.types import Axis, LatentRow, Reading, TokenProcedure, TokenRow, TokenState
+from service.workers.block_pool import BlockPool
 from service.workers.types import Picture
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What every request has. Times are seconds of the monotonic clock, passed in."""
+    """What every request has. Times are seconds of the monotonic clock, passed in.
+
+    `need` is the most blocks that it can come to hold. `number` counts the requests of the engine.
+    """
 
     submit: Submit
     need: int
-    blocks: list[int] = field(default_factory=list)
+    table: BlockTable = field(default_factory=BlockTable)
+    number: int = 0
     started: float | None = None
     first_output: float | None = None
     last_tick: int = -1
@@ -42,6 +48,11 @@ class Request:
     @property
     def id(self) -> str:
         return self.submit.id
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Whose memory is safer: priority, then age. The first of all is never set back."""
+        return self.submit.priority, self.submit.arrived, self.number
 
     def done(self, reason: FinishReason, now: float, picture: Picture | None = None, **counts: int | float | None) -> Done:
         arrived = self.submit.arrived
@@ -58,12 +69,19 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class TextRequest(Request):
-    """Expands a prompt. `stops` are the token ids that end it."""
+    """Expands a prompt. `stops` are the token ids that end it.
+
+    Positions before `reached` were computed or shared once; those of the prompt among them count as `prefilled` or as
+    `cached_tokens`, and do not count again when the request is set back and computes them anew.
+    """
 
     work: TextWork = msgspec.UNSET  # type: ignore[assignment]
     procedure: TokenProcedure = msgspec.UNSET  # type: ignore[assignment]
     state: TokenState = msgspec.UNSET  # type: ignore[assignment]
     stops: frozenset[int] = frozenset()
+    reached: int = 0
+    prefilled: int = 0
+    cached_tokens: int = 0
 
     @classmethod
     def begin(cls, submit: Submit, work: TextWork, card: ModelCard, block_size: int) -> TextRequest:
@@ -79,6 +97,50 @@ class TextRequest(Request):
     def propose(self) -> list[TokenRow]:
         return self.procedure.propose(self.state)
 
+    def positions(self) -> int:
+        """Positions that everything committed takes, with the scratch of the next move."""
+        return len(self.state.tokens) + self.procedure.scratch()
+
+    def next_key(self, size: int) -> bytes | None:
+        """The name of the block that is computed next, if it can be shared.
+
+        The last token is always computed by the request itself, because what follows it is read there.
+        """
+        index = self.state.cached // size
+        return self.table.key(self.state.tokens, index, size) if (index + 1) * size < len(self.state.tokens) else None
+
+    def matches(self, pool: BlockPool) -> list[int]:
+        """Blocks of the pool that spare this request a computation, next ones first."""
+        first, inside = divmod(self.state.cached, pool.block_size)
+        stop = (len(self.state.tokens) - 1) // pool.block_size
+        return [] if inside else self.table.matches(pool, self.state.tokens, first, stop)
+
+    def share(self, pool: BlockPool) -> int:
+        """Hold what others have computed of this request's tokens; how many tokens of the prompt that spared."""
+        size = pool.block_size
+        for block in self.matches(pool):
+            self.table.share(pool, self.state.cached // size, block)
+            self.state.cached += size
+        spared = self._reach()
+        self.cached_tokens += spared
+        return spared
+
+    def publish(self, pool: BlockPool) -> None:
+        """Let others share the blocks that are full and computed."""
+        self.table.publish(pool, self.state.tokens, self.state.cached // pool.block_size)
+
+    def set_back(self, pool: BlockPool) -> None:
+        """Give the memory back; what is committed and the canvas stay, so that the next move is the one it was."""
+        self.table.release(pool)
+        self.state.cached = 0
+
+    def _reach(self) -> int:
+        """Tokens of the prompt that are in the cache for the first time."""
+        prompt = self.state.prompt_length
+        fresh = min(self.state.cached, prompt) - min(self.reached, prompt)
+        self.reached = max(self.reached, self.state.cached)
+        return max(0, fresh)
+
     def banned(self) -> tuple[int, ...]:
         return tuple(self.stops) if self.state.generated < self.work.min_tokens else ()
 
@@ -88,7 +150,9 @@ class TextRequest(Request):
         self.forwards += 1
         for row in rows:
             if row.keep:
+                assert row.mode == "causal", "what is kept must depend on the tokens before it alone"
                 state.cached = row.start + len(row.tokens)
+        self.prefilled += self._reach()
         if not whole:
             return []
         before = len(state.tokens)
@@ -119,8 +183,8 @@ class TextRequest(Request):
         generated = self.state.generated
         per_forward = generated / self.forwards if self.forwards else None
         return self.done(
-            reason, now, prompt_tokens=self.state.prompt_length, cached_tokens=0, generated_tokens=generated,
-            forwards=self.forwards, tokens_per_forward=per_forward,
+            reason, now, prompt_tokens=self.state.prompt_length, cached_tokens=self.cached_tokens,
+            generated_tokens=generated, forwards=self.forwards, tokens_per_forward=per_forward,
         )  # fmt: skip
 
 
@@ -149,6 +213,10 @@ class ImageRequest(Request):
 
     def propose(self) -> list[LatentRow]:
         return [self.rows[self.at]]
+
+    def positions(self) -> int:
+        """One slot for the latent."""
+        return 1
 
     def wants_preview(self) -> bool:
         every = self.work.preview_every

@@ -40,13 +40,15 @@ class KernelDecoder:
             del network.lm_head
         self._kernel = CpuDecoder(_weights(network, layers, head), store)
 
-    def logits(self, tokens: Tensor, batch: PackedBatch, threads: int) -> Tensor:
-        """tokens int64 [N] at the batch's positions -> float32 [W, vocabulary] of the wanted ones."""
+    def logits(self, tokens: Tensor, batch: PackedBatch, threads: int) -> tuple[Tensor, Tensor]:
+        """tokens int64 [N] at the batch's positions -> float32 [W, vocabulary] of the wanted ones, and whether what the
+        last layer leaves of each token is finite, bool [N]."""
         x = self._tokens.rows(tokens) if isinstance(self._tokens, PackedLinear) else self._tokens[tokens].float()
         x = x * self._scale
         if self._positions is not None:
             x = x + self._positions[batch.positions].float()
-        return self._kernel.forward(x, batch, threads)
+        logits = self._kernel.forward(x, batch, threads)
+        return logits, torch.isfinite(x).all(dim=-1)
 
 
 def kernel_decoder(network: Decoder, store: Tensor) -> KernelDecoder | None:

@@ -21,8 +21,8 @@ class KernelForward:
         self._decoder = decoder
         self._threads = threads
 
-    def __call__(self, packed: PackedRows) -> Tensor:
-        """float32 [W, vocabulary]."""
+    def __call__(self, packed: PackedRows) -> tuple[Tensor, Tensor]:
+        """Logits float32 [W, vocabulary] of the wanted tokens, and whether a token's numbers are finite, bool [N]."""
         self._threads.leave_to_kernel()
         last: list[int] = []
         numbers: list[int] = []

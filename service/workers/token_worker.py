@@ -52,8 +52,22 @@ class TokenWorker:
     def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:
         """One outcome a move: the readings of the last row's wanted positions, or why that move failed."""
         packed = PackedRows.of(moves, self.pool.block_size)
-        logits = self._forward(packed)
-        return self._read(moves, logits) if packed.wanted else [[] for _ in moves]
+        logits, finite = self._forward(packed)
+        sound = finite.tolist()
+        outcomes: list[TokenOutcome] = self._read(moves, logits) if packed.wanted else [[] for _ in moves]
+        at = 0
+        for i, move in enumerate(moves):
+            size = sum(len(row.tokens) for row in move.rows)
+            # What a chunk of a prefill leaves for others is looked at too, not only what is read.
+            if isinstance(outcomes[i], RowError) or not all(sound[at : at + size]):
+                self._clear(move.blocks)
+                outcomes[i] = RowError("the model's output for this request is not finite")
+            at += size
+        return outcomes
+
+    def _clear(self, blocks: Sequence[int]) -> None:
+        """Forget a failed request's numbers, but for blocks that others hold too: those were sound when they were shared."""
+        self.cache.clear([block for block in blocks if self.pool.holders(block) == 1])
 
     def _long(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
@@ -82,12 +96,9 @@ class TokenWorker:
         readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
         outcomes: list[TokenOutcome] = []
         at = 0
-        for move, count in zip(moves, counts, strict=True):
-            if all(finite[at : at + count]):
-                outcomes.append(readings[at : at + count])
-            else:
-                self.cache.clear(move.blocks)
-                outcomes.append(RowError("the model's output for this request is not finite"))
+        for count in counts:
+            whole = all(finite[at : at + count])
+            outcomes.append(readings[at : at + count] if whole else RowError("the logits are not finite"))
             at += count
         return outcomes
 

@@ -51,14 +51,14 @@ class TorchForward:
         if batch_invariant:
             make_batch_invariant(network)
 
-    def __call__(self, packed: PackedRows) -> Tensor:
-        """float32 [W, vocabulary]."""
+    def __call__(self, packed: PackedRows) -> tuple[Tensor, Tensor]:
+        """Logits float32 [W, vocabulary] of the wanted tokens, and whether a token's numbers are finite, bool [N]."""
         self._threads.take(self._token_operations * (TILE if self._batch_invariant else len(packed.tokens)))
         plans = self._plans(packed)
         groups = {window: self._groups(plans, window) for window in self._windows}
         attention = PagedAttention(self._network.config, self._cache, self._long(packed.slots), groups)
         hidden = self._network.hidden(self._long(packed.tokens), self._long(packed.positions), attention)
-        return self._logits(hidden[self._long(packed.wanted)])
+        return self._logits(hidden[self._long(packed.wanted)]), torch.isfinite(hidden).all(dim=-1)
 
     def _plans(self, packed: PackedRows) -> list[Plan]:
         plans: list[Plan] = []

@@ -113,7 +113,7 @@ def test_a_request_whose_numbers_overflow_leaves_nothing_behind_for_others(folde
     outputs.take(engine.take(poisoned))
     for _ in range(5):
         outputs.take(engine.tick())
-    worker.cache.store[:, engine.scheduler.requests["poisoned"].blocks] = float("nan")
+    worker.cache.store[:, engine.scheduler.requests["poisoned"].table.blocks] = float("nan")
     finish_all(engine, [], outputs)
     assert "not finite" in outputs.failed["poisoned"].message
     finish_all(engine, [healthy], outputs)

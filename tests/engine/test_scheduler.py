@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from service.engine.cost import ForwardCost
+from service.engine.lane import Lane, Limits
 from service.engine.messages import ImageWork, ModelCard, Submit, TextWork
 from service.engine.request import ImageRequest, TextRequest
-from service.engine.scheduler import Lane, Limits, Scheduler
+from service.engine.scheduler import Scheduler
 from service.workers.block_pool import BlockPool
 
 TEXT = ModelCard("text", "text", "", [], False, [], "", 0, 300, 512)
@@ -101,8 +102,9 @@ def test_a_long_prefill_is_chunked_and_does_not_keep_decoding_from_its_tokens() 
         batch = s.next_batch(0.0)
         sizes = {item.request.id: item.size for item in batch.items}
         assert all(sizes[f"d{i}"] == 1 for i in range(6))
-        assert sizes["long"] == 58 and not batch.items[-1].whole
-        batch.items[-1].request.fold(batch.items[-1].rows, False, [], 0.0)
+        long = next(item for item in batch.items if item.request.id == "long")
+        assert long.size == 58 and not long.whole
+        long.request.fold(long.rows, False, [], 0.0)
 
 
 def test_a_batch_is_as_large_as_its_measured_cost_allows() -> None:

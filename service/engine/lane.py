@@ -1,0 +1,198 @@
+"""One model's requests and memory: who is admitted, who moves next, and who gives way. Pure, as the scheduler is.
+
+Memory is taken as a request grows. Where none is left, the request that came last, of the lowest priority, is set back:
+it gives up its blocks, waits, and computes again what it had committed. The one that ranks first is never set back and
+waits for nobody, so it ends; then another ranks first. Blocks with tokens that several requests share are computed by
+the one that ranks first among them; the others wait for it and hold the same blocks.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from service.engine.cost import ForwardCost
+from service.engine.request import AnyRequest, TextRequest
+from service.procedures.types import LatentRow, TokenRow
+from service.workers.block_pool import BlockPool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Rows and query tokens of one forward, requests that hold memory at a time, and seconds a forward should take."""
+
+    rows: int
+    tokens: int
+    running: int
+    seconds: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One request's part of a batch. `whole` is False when only a chunk of its prefill fits."""
+
+    request: AnyRequest
+    rows: list[TokenRow] | list[LatentRow]
+    whole: bool
+    size: int
+
+
+@dataclass(slots=True)
+class Lane:
+    """One model's requests and memory. `waiting` is kept in the order of rank; with `prefix_cache` blocks are shared."""
+
+    pool: BlockPool
+    limits: Limits
+    prefix_cache: bool = True
+    waiting: list[AnyRequest] = field(default_factory=list)
+    running: list[AnyRequest] = field(default_factory=list)
+    device_seconds: float = 0.0
+    cost: ForwardCost = field(default_factory=ForwardCost)
+    preemptions: int = 0
+    cached_tokens: int = 0
+
+    def queue(self, request: AnyRequest) -> None:
+        """Behind all that rank before it."""
+        insort(self.waiting, request, key=lambda r: r.rank)
+
+    def admit(self, now: float) -> None:
+        """Waiting requests start in the order of rank, while there is memory for what they have committed and a little more."""
+        while self.waiting and len(self.running) < self.limits.running and self._fits(self.waiting[0]):
+            request = self.waiting.pop(0)
+            if request.started is None:
+                request.started = now
+            self.running.append(request)
+
+    def select(self) -> list[Item]:
+        """Moves for one forward, with the memory that they need; there are some whenever anything runs."""
+        while True:
+            # Whoever ranks first gets memory, and whoever does not get any leaves: this comes to an end.
+            items = self._with_memory(self._within_budget(self._ready()))
+            if items:
+                return items
+
+    def keep(self, request: AnyRequest) -> None:
+        """What a request's forward computed is sound, and may be shared."""
+        if self.prefix_cache and isinstance(request, TextRequest):
+            request.publish(self.pool)
+
+    def remove(self, request: AnyRequest, failed: bool) -> None:
+        """Take a request's memory back; what a failed one computed is not shared any more."""
+        if request not in self.running:
+            self.waiting.remove(request)
+            return
+        self.running.remove(request)
+        if failed:
+            self.pool.forget(request.table.blocks)
+        request.table.release(self.pool)
+
+    def check_books(self) -> None:
+        """Raises AssertionError when a block is lost, held twice over, or named for another content than its own."""
+        assert not any(request.table.blocks for request in self.waiting), "a waiting request holds memory"
+        self.pool.check_books(Counter(block for request in self.running for block in request.table.blocks))
+
+    def _fits(self, request: AnyRequest) -> bool:
+        """Whether everybody's committed tokens and a block more each have room; blocks that others hold cost nothing."""
+        if not self.running:
+            return True
+        claimed = sum(self._claim(other) for other in self.running) + self._claim(request)
+        if claimed > self.pool.available and self.prefix_cache and isinstance(request, TextRequest):
+            claimed -= sum(1 for block in request.matches(self.pool) if self.pool.holders(block))
+        return claimed <= self.pool.available
+
+    def _claim(self, request: AnyRequest) -> int:
+        """Blocks that a request will want soon and does not hold."""
+        return min(request.need, self.pool.blocks_for(request.positions()) + 1) - len(request.table.blocks)
+
+    def _ready(self) -> list[AnyRequest]:
+        """Who can move, after sharing what there is: not those whose next block is being computed by one before them."""
+        if not self.prefix_cache:
+            return self.running
+        ready: list[AnyRequest] = []
+        computing: set[bytes] = set()
+        for request in sorted(self.running, key=lambda r: r.rank):
+            if isinstance(request, TextRequest):
+                self.cached_tokens += request.share(self.pool)
+                key = request.next_key(self.pool.block_size)
+                if key in computing and request.state.cached % self.pool.block_size == 0:
+                    continue
+                if key is not None:
+                    computing.add(key)
+            ready.append(request)
+        return ready
+
+    def _within_budget(self, ready: list[AnyRequest]) -> list[Item]:
+        """Short moves first, the longest unserved first, then prefill in what room is left."""
+        affordable = self.cost.affordable(self.limits.seconds)
+        room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
+        order = sorted(ready, key=lambda r: (r.submit.priority, r.last_tick, r.rank))
+        proposed = [(request, request.propose()) for request in order]
+        short = [(r, rows) for r, rows in proposed if _size(r, rows) <= self.limits.tokens // 8]
+        long = [(r, rows) for r, rows in proposed if _size(r, rows) > self.limits.tokens // 8]
+        reserve = room // 4 if long else 0
+        items: list[Item] = []
+        for request, rows in short:
+            size = _size(request, rows)
+            if len(items) == self.limits.rows:
+                break
+            if size <= room - reserve or not items:
+                items.append(Item(request, rows, True, size))
+                room -= size
+        for request, rows in long:
+            if len(items) == self.limits.rows or room < 1:
+                break
+            item = _fit(request, rows, room, not items)
+            if item is not None:
+                items.append(item)
+                room -= item.size
+        return items
+
+    def _with_memory(self, items: list[Item]) -> list[Item]:
+        """The moves whose blocks there are, or could be had from requests that rank behind."""
+        items.sort(key=lambda item: item.request.rank)
+        return [item for item in items if item.request in self.running and self._grow(item)]
+
+    def _grow(self, item: Item) -> bool:
+        """Blocks for what a move writes. Sets back whoever ranks last while there are too few; False if that is the mover."""
+        request = item.request
+        missing = self.pool.blocks_for(_positions(item)) - len(request.table.blocks)
+        while missing > self.pool.available:
+            last = max(self.running, key=lambda r: r.rank)
+            self._set_back(last)
+            if last is request:
+                return False
+        if missing > 0:
+            request.table.blocks += self.pool.allocate(missing)
+        return True
+
+    def _set_back(self, request: AnyRequest) -> None:
+        assert isinstance(request, TextRequest), "a latent never grows"
+        self.running.remove(request)
+        request.set_back(self.pool)
+        self.queue(request)
+        self.preemptions += 1
+
+
+def _size(request: AnyRequest, rows: Iterable[TokenRow | LatentRow]) -> int:
+    if isinstance(request, TextRequest):
+        return sum(len(row.tokens) for row in rows if isinstance(row, TokenRow))
+    return request.evaluations
+
+
+def _positions(item: Item) -> int:
+    """Positions that a request's blocks must cover for a move."""
+    return max(row.start + len(row.tokens) if isinstance(row, TokenRow) else item.request.positions() for row in item.rows)
+
+
+def _fit(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int, alone: bool) -> Item | None:
+    """The move as far as `room` allows: whole, or the head of its causal first row; a block row is never cut."""
+    size = _size(request, rows)
+    if size <= room:
+        return Item(request, rows, True, size)
+    first = rows[0]
+    if isinstance(first, TokenRow) and first.mode == "causal":
+        length = min(room, len(first.tokens))
+        return Item(request, [first.head(length)], False, length)
+    return Item(request, rows, True, size) if alone else None
