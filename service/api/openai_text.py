@@ -43,7 +43,10 @@ class Exchange:
     def usage(self) -> dict[str, Any]:
         counts = total([output.done.usage for output in self.outputs if output.done is not None])
         prompt, generated = counts.get("prompt_tokens", 0), counts.get("generated_tokens", 0)
-        return {**counts, "prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+        return {
+            **counts, "prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated,
+            "prompt_tokens_details": {"cached_tokens": counts.get("cached_tokens", 0)},
+        }  # fmt: skip
 
     def chunk(self, index: int, text: str, tokens: list[int], reason: str | None, role: bool = False) -> str:
         choice: dict[str, Any] = {"index": index, "finish_reason": reason, "logprobs": None}

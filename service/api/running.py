@@ -119,14 +119,18 @@ async def unless_gone(request: Request, job: Job, answer: Awaitable[T]) -> T:
 
 
 def total(usages: list[Usage]) -> dict[str, Any]:
-    """Usage of a request with several outputs: counts are added, seconds are the longest; what does not apply is left out."""
+    """Usage of a request with several outputs: counts are added, seconds are the longest; what does not apply is left out.
+
+    Their prompt is one, and counts once: as the first output had it.
+    """
     out: dict[str, Any] = {}
     for name in Usage.__struct_fields__:
         values = [value for usage in usages if (value := getattr(usage, name)) is not None]
         if values:
             out[name] = max(values) if name.endswith("_seconds") else sum(values)
-    if "prompt_tokens" in out:
-        out["prompt_tokens"] = usages[0].prompt_tokens
+    for name in ("prompt_tokens", "cached_tokens"):
+        if name in out:
+            out[name] = getattr(usages[0], name)
     if out.get("forwards") and "generated_tokens" in out:
         out["tokens_per_forward"] = out["generated_tokens"] / out["forwards"]
     return out

@@ -12,7 +12,7 @@ from service.engine.messages import Submit
 from tests.engine.driving import Outputs, engine_on, finish_all, one_of_every_kind, text_request
 
 
-def _logits_seen(engine: Engine) -> dict[int, list[torch.Tensor]]:
+def logits_seen(engine: Engine) -> dict[int, list[torch.Tensor]]:
     """Records the logits that every request's tokens are drawn from, by seed."""
     worker: Any = engine.models["text"].worker
     read, seen = worker._read, {}
@@ -31,7 +31,7 @@ def _logits_seen(engine: Engine) -> dict[int, list[torch.Tensor]]:
 
 def _run(folder: Path, requests: list[Submit], **settings: Any) -> tuple[dict[int, list[torch.Tensor]], Outputs]:
     engine = engine_on(folder, batch_invariant=True, **settings)
-    seen = _logits_seen(engine)
+    seen = logits_seen(engine)
     return seen, finish_all(engine, requests)
 
 
