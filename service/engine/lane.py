@@ -41,7 +41,7 @@ class Item:
 
 @dataclass(slots=True)
 class Lane:
-    """One model's requests and memory. `waiting` is kept in the order of rank; with `prefix_cache` blocks are shared."""
+    """One model's requests, in the order of rank, and memory; with `prefix_cache` blocks are shared."""
 
     pool: BlockPool
     limits: Limits
@@ -55,7 +55,7 @@ class Lane:
 
     def queue(self, request: AnyRequest) -> None:
         """Behind all that rank before it."""
-        insort(self.waiting, request, key=lambda r: r.rank)
+        insort(self.waiting, request, key=_rank)
 
     def admit(self, now: float) -> None:
         """Waiting requests start in the order of rank, while there is memory for what they have committed and a little more."""
@@ -63,7 +63,7 @@ class Lane:
             request = self.waiting.pop(0)
             if request.started is None:
                 request.started = now
-            self.running.append(request)
+            insort(self.running, request, key=_rank)
 
     def select(self) -> list[Item]:
         """Moves for one forward, with the memory that they need; there are some whenever anything runs."""
@@ -112,11 +112,12 @@ class Lane:
             return self.running
         ready: list[AnyRequest] = []
         computing: set[bytes] = set()
-        for request in sorted(self.running, key=lambda r: r.rank):
-            if isinstance(request, TextRequest):
+        size = self.pool.block_size
+        for request in self.running:
+            if isinstance(request, TextRequest) and request.next_key(size) is not None:
                 self.cached_tokens += request.share(self.pool)
-                key = request.next_key(self.pool.block_size)
-                if key in computing and request.state.cached % self.pool.block_size == 0:
+                key = request.next_key(size)
+                if key in computing and request.state.cached % size == 0:
                     continue
                 if key is not None:
                     computing.add(key)
@@ -127,7 +128,7 @@ class Lane:
         """Short moves first, the longest unserved first, then prefill in what room is left."""
         affordable = self.cost.affordable(self.limits.seconds)
         room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
-        order = sorted(ready, key=lambda r: (r.submit.priority, r.last_tick, r.rank))
+        order = sorted(ready, key=lambda r: (r.submit.priority, r.last_tick))
         proposed = [(request, request.propose()) for request in order]
         short = [(r, rows) for r, rows in proposed if _size(r, rows) <= self.limits.tokens // 8]
         long = [(r, rows) for r, rows in proposed if _size(r, rows) > self.limits.tokens // 8]
@@ -159,7 +160,7 @@ class Lane:
         request = item.request
         missing = self.pool.blocks_for(_positions(item)) - len(request.table.blocks)
         while missing > self.pool.available:
-            last = max(self.running, key=lambda r: r.rank)
+            last = self.running[-1]
             self._set_back(last)
             if last is request:
                 return False
@@ -175,6 +176,10 @@ class Lane:
         self.preemptions += 1
 
 
+def _rank(request: AnyRequest) -> tuple[int, float, int]:
+    return request.rank
+
+
 def _size(request: AnyRequest, rows: Iterable[TokenRow | LatentRow]) -> int:
     if isinstance(request, TextRequest):
         return sum(len(row.tokens) for row in rows if isinstance(row, TokenRow))
@@ -182,8 +187,9 @@ def _size(request: AnyRequest, rows: Iterable[TokenRow | LatentRow]) -> int:
 
 
 def _positions(item: Item) -> int:
-    """Positions that a request's blocks must cover for a move."""
-    return max(row.start + len(row.tokens) if isinstance(row, TokenRow) else item.request.positions() for row in item.rows)
+    """Positions that a request's blocks must cover for a move; its last row goes furthest."""
+    last = item.rows[-1]
+    return last.start + len(last.tokens) if isinstance(last, TokenRow) else item.request.positions()
 
 
 def _fit(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int, alone: bool) -> Item | None:

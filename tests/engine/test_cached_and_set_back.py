@@ -13,6 +13,7 @@ from service.engine.messages import Sampling, Submit, TextWork
 from service.settings import Settings
 from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request
 from tests.engine.test_batch_invariant import logits_seen
+from tests.engine.test_day_in_small import small_engine
 
 TEXT = (
     b"First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\nFirst Citizen:\nYou are all "
@@ -83,18 +84,15 @@ def test_a_batch_invariant_server_draws_from_the_same_bits_cached_and_set_back(t
         checked(engine, submits)
         return {seed: [logits for logits in some if len(logits)] for seed, some in seen.items()}
 
-    shared = list(range(40, 100))
-    submits = [text_request(f"r{i}", i, "block_diffusion" if i % 2 else "autoregressive", max_tokens=300) for i in range(14)]
-    submits = [
-        Submit(s.id, s.model, s.procedure, s.parameters, s.seed, TextWork(shared + s.work.prompt, 300, s.work.sampling,
-               ignore_eos=True), 0.0)
-        for s in submits
-    ]  # fmt: skip
-    crowded = engine_on(tmp_path, batch_invariant=True)
+    submits = []
+    for i in range(6):
+        work = TextWork(list(range(40, 100 + i)), 80, Sampling(temperature=i % 3 / 2), ignore_eos=True)
+        submits.append(Submit(f"r{i}", "text", ("autoregressive", "block_diffusion")[i % 2], {}, i, work, 0.0))
+    crowded = small_engine(tmp_path / "text")
     crowd = bits(crowded, submits)
     assert crowded.gauges().preemptions["text"] > 0
-    for submit in submits[:4]:
-        alone = bits(engine_on(tmp_path, batch_invariant=True, prefix_cache=False), [submit])[submit.seed]
+    for submit in submits:
+        alone = bits(small_engine(tmp_path / "text", prefix_cache=False), [submit])[submit.seed]
         assert len(alone) == len(crowd[submit.seed])
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(alone, crowd[submit.seed], strict=True))
 

@@ -54,7 +54,7 @@ def any_request(name: str, rng: random.Random) -> Submit:
         )
     )
     stops = rng.sample(range(32, 127), rng.choice((0, 0, 2)))
-    work = TextWork(prompt, rng.choice((8, 50, rng.randrange(1, 90))), sampling, stops, min_tokens=rng.choice((0, 5)))
+    work = TextWork(prompt, rng.choice((8, 40, rng.randrange(1, 80))), sampling, stops, min_tokens=rng.choice((0, 5)))
     now = time.monotonic()
     deadline = now + 0.05 if rng.random() < 0.03 else None
     return Submit(name, "text", procedure, parameters, rng.randrange(2**31), work, now, rng.choice((0, 0, 0, 1, -1)), deadline)
@@ -106,6 +106,7 @@ def a_day(folder: Path, count: int) -> int:
     return grown
 
 
+@pytest.mark.timeout(600)
 def test_150_requests_in_too_little_memory_get_what_each_would_alone(tmp_path: Path) -> None:
     a_day(tmp_path / "text", 150)
 
