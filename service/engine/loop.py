@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.engine.grammar import Compiling, Following, GrammarError
 from service.engine.lane import Item, Lane
 from service.engine.messages import (
     Failed,
@@ -24,7 +25,9 @@ from service.engine.messages import (
 from service.engine.request import AnyRequest, ImageRequest, TextRequest, deadline_failure
 from service.engine.scheduler import Batch, Scheduler
 from service.procedures.types import Axis, LatentRow, TokenRow
-from service.workers.types import Draws, LatentMove, LatentWorkerLike, RowError, TokenMove, TokenWorkerLike
+from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenWorkerLike
+
+COMPILE_WAIT_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Engine:
         self.models = {served.card.name: served for served in models}
         self.scheduler = Scheduler({served.card.name: served.lane for served in models})
         self.dropped_messages = 0
+        self._compiling = Compiling()
         self._clock = clock
         self._missed: Counter[str] = Counter()
         self._busy_seconds = 0.0
@@ -50,18 +54,23 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.requests)
+        return bool(self.scheduler.requests or self._compiling)
 
     def take(self, message: Submit | Finish) -> list[FromEngine]:
         """Queue a request or end one."""
         if isinstance(message, Finish):
-            request = self.scheduler.remove(message.id)
-            return [] if request is None else [request.end(message.reason, self._clock())]
+            return self._end(message.id, message.reason)
         served = self.models.get(message.model)
         if served is None:
             return [Failed(message.id, 404, "model_not_found", f"no model is called {message.model!r}", "model")]
+        if isinstance(message.work, TextWork) and message.work.grammar:
+            self._compiling.add(message, message.work.grammar, served.card)
+            return []
+        return self._queue(message, served)
+
+    def _queue(self, message: Submit, served: Served, grammar: Following | None = None) -> list[FromEngine]:
         try:
-            request = _begin(message, served)
+            request = _begin(message, served, grammar)
         except (KeyError, ValueError, AssertionError) as error:
             return [Failed(message.id, 400, "invalid_value", f"the request cannot be run: {error}", "procedure")]
         pool = served.lane.pool
@@ -81,6 +90,11 @@ class Engine:
             self.scheduler.remove(request.id)
             self._missed[request.submit.model] += 1
             events.append(deadline_failure(request, began))
+        for message, grammar in self._compiling.ready(0.0 if self.scheduler.requests else COMPILE_WAIT_SECONDS):
+            if isinstance(grammar, GrammarError):
+                events.append(Failed(message.id, 400, "invalid_value", f"the grammar cannot be followed: {grammar}"))
+            else:
+                events += self._queue(message, self.models[message.model], grammar)
         batch = self.scheduler.next_batch(began)
         if batch is None:
             self.scheduler.check_books()
@@ -145,13 +159,18 @@ class Engine:
 
     def abort_all(self, reason: FinishReason = "cancelled") -> list[FromEngine]:
         """End everything, as at shutdown."""
-        now = self._clock()
-        return [r.end(reason, now) for i in list(self.scheduler.requests) if (r := self.scheduler.remove(i)) is not None]
+        return [event for i in [*self.scheduler.requests, *self._compiling.ids()] for event in self._end(i, reason)]
+
+    def _end(self, request_id: str, reason: FinishReason) -> list[FromEngine]:
+        request = self.scheduler.remove(request_id)
+        if request is None and (message := self._compiling.pop(request_id)) is not None:
+            request = _begin(message, self.models[message.model])
+        return [] if request is None else [request.end(reason, self._clock())]
 
 
-def _begin(message: Submit, served: Served) -> AnyRequest:
+def _begin(message: Submit, served: Served, grammar: Following | None = None) -> AnyRequest:
     if isinstance(message.work, TextWork):
-        return TextRequest.begin(message, message.work, served.card, served.lane.pool.block_size)
+        return TextRequest.begin(message, message.work, served.card, served.lane.pool.block_size, grammar)
     assert isinstance(message.work, ImageWork)
     return ImageRequest.begin(message, message.work, served.card)
 
@@ -159,13 +178,8 @@ def _begin(message: Submit, served: Served) -> AnyRequest:
 def _move(item: Item) -> TokenMove | LatentMove:
     request = item.request
     if isinstance(request, TextRequest):
-        sampling = request.work.sampling
-        seen = tuple(set(request.state.tokens)) if sampling.repetition_penalty != 1.0 else ()
-        draws = Draws(
-            request.submit.seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
-            sampling.repetition_penalty, request.banned(), seen,
-        )  # fmt: skip
-        return TokenMove(tuple(row for row in item.rows if isinstance(row, TokenRow)), request.table.blocks, draws)
+        rows = [row for row in item.rows if isinstance(row, TokenRow)]
+        return TokenMove(tuple(rows), request.table.blocks, request.draws(rows))
     assert isinstance(request, ImageRequest)
     row = item.rows[0]
     assert isinstance(row, LatentRow)

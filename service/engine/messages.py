@@ -13,17 +13,28 @@ FinishReason = Literal["stop", "length", "cancelled", "completed"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How one token is drawn from the logits; temperature 0 is the argmax, top_k 0 and top_p 1 are off."""
+    """How one token is drawn from the logits; temperature 0 is the argmax, top_k 0 and top_p 1 are off.
+
+    In this order: repetition_penalty on every token of prompt and output, presence and frequency penalty on those of the
+    output, `logit_bias` added, the grammar, temperature, top_k, top_p, min_p.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
 
 
 class TextWork(msgspec.Struct, frozen=True, tag="text"):
-    """A prompt to be expanded by at most `max_tokens` tokens."""
+    """A prompt to be expanded by at most `max_tokens` tokens.
+
+    `logprobs` asks for the plain log-probability of every token and of that many of the likeliest at its place.
+    `grammar`, where not empty, is what the whole output must follow, in llguidance's form.
+    """
 
     prompt: list[int]
     max_tokens: int
@@ -32,6 +43,8 @@ class TextWork(msgspec.Struct, frozen=True, tag="text"):
     min_tokens: int = 0
     ignore_eos: bool = False
     revisions: bool = False
+    logprobs: int | None = None
+    grammar: str = ""
 
 
 class ImageWork(msgspec.Struct, frozen=True, tag="image"):
@@ -129,11 +142,20 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     models: list[ModelCard]
 
 
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithms of probabilities under the network's own logits, before any bias, penalty or filter: of the token,
+    and of the likeliest at its place, likeliest first."""
+
+    own: float
+    top: list[tuple[int, float]] = []
+
+
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
-    """Tokens that will not change any more."""
+    """Tokens that will not change any more. `logprobs` has one entry a token when the work asks for them."""
 
     id: str
     token_ids: list[int]
+    logprobs: list[Logprob] = []
 
 
 class Revision(msgspec.Struct, frozen=True, tag="revision"):

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from service.engine.block_table import BlockTable
+from service.engine.grammar import Following, GrammarError
 from service.engine.messages import (
     Done,
     Failed,
     FinishReason,
     FromEngine,
     ImageWork,
+    Logprob,
     ModelCard,
     Preview,
     Revision,
@@ -25,7 +27,8 @@ from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
 from service.procedures.types import Axis, LatentRow, Reading, TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
-from service.workers.types import Picture
+from service.workers.occurrences import Occurrences
+from service.workers.types import Draws, Penalties, Picture
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +72,7 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class TextRequest(Request):
-    """Expands a prompt. `stops` are the token ids that end it.
+    """Expands a prompt. `stops` are the token ids that end it, `grammar` is where it stands in the one it must follow.
 
     Positions before `reached` were computed or shared once; those of the prompt among them count as `prefilled` or as
     `cached_tokens`, and do not count again when the request is set back and computes them anew.
@@ -82,9 +85,13 @@ class TextRequest(Request):
     reached: int = 0
     prefilled: int = 0
     cached_tokens: int = 0
+    penalties: Penalties | None = None
+    grammar: Following | None = None
 
     @classmethod
-    def begin(cls, submit: Submit, work: TextWork, card: ModelCard, block_size: int) -> TextRequest:
+    def begin(
+        cls, submit: Submit, work: TextWork, card: ModelCard, block_size: int, grammar: Following | None = None
+    ) -> TextRequest:
         spec = PROCEDURES[submit.procedure]
         assert spec.begin is not None
         procedure = spec.begin(msgspec.convert(submit.parameters, spec.parameters))
@@ -92,7 +99,12 @@ class TextRequest(Request):
         state = TokenState(list(work.prompt), len(work.prompt), limit, card.mask_token_id)
         stops = frozenset(work.stop_token_ids) | (frozenset() if work.ignore_eos else frozenset(card.eos_token_ids))
         need = -(-(limit + procedure.scratch()) // block_size)
-        return cls(submit, need, work=work, procedure=procedure, state=state, stops=stops)
+        sampling = work.sampling
+        factors = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+        penalties = None if factors == (1.0, 0.0, 0.0) else Penalties(Occurrences(len(work.prompt)), *factors)
+        return cls(
+            submit, need, work=work, procedure=procedure, state=state, stops=stops, penalties=penalties, grammar=grammar
+        )  # fmt: skip
 
     def propose(self) -> list[TokenRow]:
         return self.procedure.propose(self.state)
@@ -141,8 +153,17 @@ class TextRequest(Request):
         self.reached = max(self.reached, self.state.cached)
         return max(0, fresh)
 
-    def banned(self) -> tuple[int, ...]:
-        return tuple(self.stops) if self.state.generated < self.work.min_tokens else ()
+    def draws(self, rows: list[TokenRow]) -> Draws:
+        """How the wanted positions of these rows are drawn, given all that is committed."""
+        sampling = self.work.sampling
+        common = (self.submit.seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+        if not rows[-1].wanted:
+            return Draws(*common)
+        if self.penalties is not None:
+            self.penalties.seen.take(self.state.tokens)
+        banned = tuple(self.stops) if self.state.generated < self.work.min_tokens else ()
+        allowed = b"" if self.grammar is None else self.grammar.allowed()
+        return Draws(*common, self.penalties, sampling.logit_bias, banned, allowed, self.work.logprobs)
 
     def fold(self, rows: list[TokenRow], whole: bool, readings: list[Reading], now: float) -> list[FromEngine]:
         """Take in one forward. `whole` is False when the scheduler ran only a head of the first row."""
@@ -169,12 +190,21 @@ class TextRequest(Request):
                 fresh = fresh[:offset]
                 self.finished = "stop"
                 break
+        if self.grammar is not None:
+            try:
+                self.grammar.take(fresh)
+            except GrammarError as error:
+                self.finished = "cancelled"
+                return [Failed(self.id, 400, "grammar_failed", f"the output cannot go on by its grammar: {error}")]
+            if self.finished is None and self.grammar.complete:
+                self.finished = "stop"
         if self.finished is None and len(state.tokens) >= state.limit:
             self.finished = "length"
         events: list[FromEngine] = []
         if fresh:
             self.first_output = self.first_output or now
-            events.append(Tokens(self.id, fresh))
+            told = [Logprob(r.logprob, list(r.top)) for r in readings[: len(fresh)] if r.logprob is not None]
+            events.append(Tokens(self.id, fresh, told))
         if self.finished is not None:
             events.append(self.end(self.finished, now))
         return events

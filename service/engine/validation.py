@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from service.engine.messages import ModelCard
+from service.engine.messages import ModelCard, TextWork
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
+from service.procedures.types import Axis
 
 
 class InvalidField(ValueError):
@@ -58,6 +59,17 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
                 f"{card.name} takes guidance as an input of its flow map and knows {low:g} to {high:g}, not {guidance:g}",
             )
     return name, msgspec.to_builtins(parameters)
+
+
+def check_next_token(procedure: str, work: TextWork, fields: Mapping[str, str]) -> None:
+    """Raises InvalidField where the work needs tokens drawn one after another and the procedure sets several together.
+    `fields` are the client's names for `logprobs` and `grammar`."""
+    if Axis.REFINE not in PROCEDURES[procedure].axes:
+        return
+    wanted = "logprobs" if work.logprobs is not None else "grammar" if work.grammar else None
+    if wanted is not None:
+        field = fields[wanted]
+        raise InvalidField(field, f"{field} needs tokens that are drawn one after another; {procedure} sets several together")
 
 
 def refinement_rows(procedure: str, parameters: Mapping[str, Any]) -> int:

@@ -56,10 +56,16 @@ class LatentRow:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the network said at one wanted position: a token drawn there and its plain probability (temperature 1)."""
+    """What the network said at one wanted position: a token drawn there and its plain probability (temperature 1).
+
+    Where they were asked for, `logprob` is the natural logarithm of its probability under the network's own logits,
+    before any bias, penalty or filter, and `top` the likeliest tokens there with theirs, likeliest first.
+    """
 
     token: int
     confidence: float
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(slots=True)

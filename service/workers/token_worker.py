@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.philox import uniform
-from kernels.token_sampling import draw_tokens
+from kernels.token_sampling import add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs
 from service.models.decoder import Decoder
 from service.models.decoder_serving import kernel_decoder
 from service.procedures.types import Reading, TokenRow
@@ -75,15 +79,10 @@ class TokenWorker:
     def _read(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
         counts = [len(move.rows[-1].wanted) for move in moves]
         finite = torch.isfinite(logits).all(dim=-1).tolist()
-        logits[:, self._never] = float("-inf")
         draws = [move.draws for move, count in zip(moves, counts, strict=True) for _ in range(count)]
-        for i, draw in enumerate(draws):
-            if draw.banned:
-                logits[i, list(draw.banned)] = float("-inf")
-            if draw.repetition_penalty != 1.0 and draw.seen:
-                seen = logits[i, list(draw.seen)]
-                penalised = torch.where(seen > 0, seen / draw.repetition_penalty, seen * draw.repetition_penalty)
-                logits[i, list(draw.seen)] = penalised
+        plain = logits.clone() if any(draw.logprobs is not None for draw in draws) else logits
+        logits[:, self._never] = float("-inf")
+        self._adjust(draws, logits)
         numbers = [_draw_number(row, offset) for row in (move.rows[-1] for move in moves) for offset in row.wanted]
         chosen, confidence = draw_tokens(
             logits,
@@ -94,6 +93,8 @@ class TokenWorker:
             self._uniform(draws, numbers),
         )
         readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
+        for i, reading in self._logprobs(draws, plain, chosen):
+            readings[i] = replace(readings[i], logprob=reading[0], top=reading[1])
         outcomes: list[TokenOutcome] = []
         at = 0
         for count in counts:
@@ -101,6 +102,44 @@ class TokenWorker:
             outcomes.append(readings[at : at + count] if whole else RowError("the logits are not finite"))
             at += count
         return outcomes
+
+    def _adjust(self, draws: Sequence[Draws], logits: Tensor) -> None:
+        """Penalties, biases and grammars, each for all the rows that have them at once."""
+        penalised = [(i, draw.penalties) for i, draw in enumerate(draws) if draw.penalties is not None]
+        if penalised:
+            sizes = [len(penalty.seen.tokens) for _, penalty in penalised]
+            factors = [(i, p.repetition, p.presence, p.frequency) for i, p in penalised]
+            row, repetition, presence, frequency = (np.repeat(column, sizes) for column in zip(*factors, strict=True))
+            token = np.concatenate([penalty.seen.tokens for _, penalty in penalised])
+            count = np.concatenate([penalty.seen.counts for _, penalty in penalised])
+            penalise(logits, *(self._array(a) for a in (row, token)), *(
+                self._array(a, torch.float32) for a in (count, repetition, presence, frequency)
+            ))  # fmt: skip
+        biases = [(i, token, value) for i, draw in enumerate(draws) for token, value in draw.bias.items()]
+        biases += [(i, token, float("-inf")) for i, draw in enumerate(draws) for token in draw.banned]
+        if biases:
+            rows, tokens, values = zip(*biases, strict=True)
+            add_bias(logits, self._long(rows), self._long(tokens), torch.tensor(values, device=self.device))
+        masked = [i for i, draw in enumerate(draws) if draw.allowed]
+        if masked:
+            bits = np.frombuffer(b"".join(draws[i].allowed for i in masked), np.uint8).reshape(len(masked), -1)
+            apply_bitmask(logits, self._long(masked), self._array(bits.copy()))
+
+    def _logprobs(
+        self, draws: Sequence[Draws], plain: Tensor, chosen: Tensor
+    ) -> Iterator[tuple[int, tuple[float, tuple[tuple[int, float], ...]]]]:
+        """Index of every draw that asked for them, its log-probability, and the likeliest tokens with theirs."""
+        asked = [(i, draw.logprobs) for i, draw in enumerate(draws) if draw.logprobs is not None]
+        if not asked:
+            return
+        row = self._long([i for i, _ in asked])
+        most = max(count for _, count in asked)
+        own, top, tokens = (part.tolist() for part in plain_logprobs(plain, row, chosen[row], most, self._never))
+        for (i, count), logprob, likeliest, ids in zip(asked, own, top, tokens, strict=True):
+            yield i, (logprob, tuple(zip(ids[:count], likeliest[:count], strict=True)))
+
+    def _array(self, values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
+        return torch.from_numpy(values).to(device=self.device, dtype=dtype)
 
     def _uniform(self, draws: Sequence[Draws], numbers: Sequence[int]) -> Tensor:
         """A number in (0, 1) for every draw; none are made when all are greedy."""

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.procedures.types import LatentRow, Reading, TokenRow
+from service.workers.occurrences import Occurrences
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Of what a request has seen; repetition 1 and presence and frequency 0 are none."""
+
+    seen: Occurrences
+    repetition: float
+    presence: float
+    frequency: float
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How the wanted positions of a row are drawn. `seen` are the tokens that repetition_penalty applies to."""
+    """How the wanted positions of a row are drawn.
+
+    `bias` is added to the logits of these tokens; `allowed` is a bit a token, lowest first, empty when all are;
+    `logprobs` asks for the plain log-probability of what was drawn and of that many of the likeliest.
+    """
 
     seed: int
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    penalties: Penalties | None = None
+    bias: Mapping[int, float] = field(default_factory=dict)
     banned: tuple[int, ...] = ()
-    seen: tuple[int, ...] = ()
+    allowed: bytes = b""
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,43 @@
+"""Which tokens a request has seen, and how often it generated each: what penalties are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Occurrences:
+    """Grows with the committed tokens and is never counted anew: a token costs one step, whatever came before.
+
+    `tokens` and `counts` are parallel: the distinct tokens in order of appearance, and how often each was generated (0: it
+    stood in the prompt alone).
+    """
+
+    def __init__(self, prompt_length: int) -> None:
+        self._prompt_length = prompt_length
+        self._taken = 0
+        self._place: dict[int, int] = {}
+        self._tokens = np.zeros(64, np.int64)
+        self._counts = np.zeros(64, np.float32)
+
+    def take(self, committed: Sequence[int]) -> None:
+        """The request's committed tokens, the prompt first; those that were taken before are not looked at again."""
+        for at in range(self._taken, len(committed)):
+            token = committed[at]
+            place = self._place.setdefault(token, len(self._place))
+            if place == len(self._tokens):
+                self._tokens = np.concatenate((self._tokens, np.zeros_like(self._tokens)))
+                self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+            self._tokens[place] = token
+            self._counts[place] += at >= self._prompt_length
+        self._taken = len(committed)
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        return self._tokens[: len(self._place)]
+
+    @property
+    def counts(self) -> NDArray[np.float32]:
+        return self._counts[: len(self._place)]
