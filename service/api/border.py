@@ -37,7 +37,8 @@ class Border:
         key = self._settings.api_key
         if key is not None and not scope["path"].startswith(OPEN):
             given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, f"Bearer {key}".encode()):
+            scheme, _, secret = given.partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(secret.strip(), key.encode()):
                 error = ApiError(401, "missing or wrong API key: send Authorization: Bearer KEY", None, "invalid_api_key")
                 await error.response()(scope, receive, named_send)
                 return

@@ -8,16 +8,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from service.api import sse
+from service.api import constraints, sse
 from service.api.errors import RESPONSES, ApiError
 from service.api.pictures import encoded
-from service.api.preparing import check_n, image_work, prompt_tokens, text_work
-from service.api.running import Job, total, unless_gone
+from service.api.preparing import beside_the_loop, check_n, image_work, prompt_tokens, text_work
+from service.api.running import Job, output_seeds, total, unless_gone
+from service.api.sampling_schemas import SamplingFields
 from service.api.schemas import GenerateBody
 from service.api.service_state import Service, ServiceDep
 from service.api.text_output import TextOutput
 from service.engine.messages import Done, ImageWork, ModelCard, Preview, Revision, TextWork, Tokens
-from service.engine.validation import InvalidField, check_negative, procedure_parameters, refinement_rows
+from service.engine.validation import InvalidField, check_negative, check_next_token, procedure_parameters, refinement_rows
 
 router = APIRouter(tags=["Stride"], responses=RESPONSES)
 MASK = "▁"
@@ -30,6 +31,7 @@ class Generation:
         self.job = job
         self.codec = service.codec(job.card.folder)
         self.texts = [TextOutput(job, i, self.codec, body) for i in range(body.n)]
+        self._logprobs = body.logprobs is not None
         self.done: dict[int, Done] = {}
 
     async def answer(self) -> dict[str, Any]:
@@ -41,6 +43,8 @@ class Generation:
             if self.job.card.kind == "text":
                 text = self.texts[index]
                 output |= {"finish_reason": text.finish_reason, "text": text.text, "token_ids": text.token_ids}
+                if self._logprobs:
+                    output["logprobs"] = [{"logprob": each.own, "top": each.top} for each in text.tokenwise.logprobs]
             else:
                 picture = await encoded(done) if done.rgb else None
                 output |= {
@@ -52,7 +56,7 @@ class Generation:
             "model": self.job.card.name,
             "procedure": {"name": self.job.procedure, **self.job.parameters},
             "outputs": outputs,
-            "usage": total([self.done[i].usage for i in sorted(self.done)]),
+            "usage": total([self.done[i].usage for i in sorted(self.done)], 0, sum(len(text.token_ids) for text in self.texts)),
         }
 
     async def whole(self) -> dict[str, Any]:
@@ -108,19 +112,22 @@ class Generation:
         }
 
 
-@router.post("/v1/generate", summary="Run any model with any procedure")
+@router.post("/v1/generate", summary="Run any model with any procedure", responses=sse.DESCRIBED)
 async def generate(body: GenerateBody, request: Request, service: ServiceDep) -> Response:
     """Streams `token`, `revision` (a provisional canvas), `preview` (a picture under refinement), `done` and `error`."""
     card = service.card(body.model)
     check_n(service, body.n)
-    work = _text(service, card, body) if card.kind == "text" else _image(service, card, body)
+    work = await _text(service, card, body) if card.kind == "text" else _image(service, card, body)
     procedure, parameters = procedure_parameters(card, body.choice())
+    if isinstance(work, TextWork):
+        form = "structured_outputs" if body.structured_outputs is not None else "response_format"
+        check_next_token(procedure, work, {"logprobs": "logprobs", "grammar": form})
     if body.negative_prompt:
         check_negative(card, procedure, parameters)
     if body.preview_every:
         _check_previews(body, procedure, parameters)
     job = Job(service, request.state.id, card, procedure, parameters)
-    job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)
+    job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
     generation = Generation(service, job, body)
     if body.stream:
         return sse.stream(generation.events())
@@ -136,7 +143,7 @@ def _check_previews(body: GenerateBody, procedure: str, parameters: dict[str, An
         raise InvalidField("preview_every", message)
 
 
-def _text(service: Service, card: ModelCard, body: GenerateBody) -> TextWork:
+async def _text(service: Service, card: ModelCard, body: GenerateBody) -> TextWork:
     for name in ("size", "negative_prompt"):
         if getattr(body, name) is not None:
             raise InvalidField(name, f"{name} is for image models; {card.name} makes text")
@@ -146,13 +153,15 @@ def _text(service: Service, card: ModelCard, body: GenerateBody) -> TextWork:
         raise InvalidField("prompt", "give either prompt or input_tokens")
     prompt: str | list[int] = body.prompt if body.prompt is not None else body.input_tokens or []
     param = "prompt" if body.prompt is not None else "input_tokens"
-    return text_work(card, body, prompt_tokens(service, card, prompt, param), body.max_tokens, "max_tokens", body.stream)
+    asked = constraints.asked(body)
+    grammar = "" if asked is None else await constraints.compiled(service.grammars(card), asked[1], asked[0])
+    tokens = await beside_the_loop(len(prompt), lambda: prompt_tokens(service, card, prompt, param))
+    return text_work(card, body, tokens, body.max_tokens, "max_tokens", body.stream, grammar)
 
 
 def _image(service: Service, card: ModelCard, body: GenerateBody) -> ImageWork:
     given = body.model_fields_set
-    for name in ("input_tokens", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-                 "min_tokens", "ignore_eos", "stop_token_ids", "stop"):  # fmt: skip
+    for name in ("input_tokens", "max_tokens", "logprobs", *SamplingFields.model_fields):
         if name in given:
             raise InvalidField(name, f"{name} is for text models; {card.name} makes pictures")
     if body.prompt is None:

@@ -13,7 +13,7 @@ from service.api import sse
 from service.api.errors import RESPONSES, ApiError
 from service.api.pictures import encoded
 from service.api.preparing import check_n, image_parameters, image_work
-from service.api.running import Job, total, unless_gone
+from service.api.running import Job, output_seeds, total, unless_gone
 from service.api.schemas import ImageBody
 from service.api.service_state import ServiceDep
 from service.engine.messages import Done, Preview, Usage
@@ -22,7 +22,7 @@ from service.engine.validation import InvalidField, check_negative, procedure_pa
 router = APIRouter(tags=["OpenAI"], responses=RESPONSES)
 
 
-@router.post("/v1/images/generations", summary="Draw a picture")
+@router.post("/v1/images/generations", summary="Draw a picture", responses=sse.DESCRIBED)
 async def generations(body: ImageBody, request: Request, service: ServiceDep) -> Response:
     """OpenAI's image generation. With `stream`, `partial_images` of the unfinished picture come before the last one:
     the model's estimate at that point of the refinement."""
@@ -43,7 +43,7 @@ async def generations(body: ImageBody, request: Request, service: ServiceDep) ->
     every = _preview_every(procedure, parameters, body.partial_images)
     work = image_work(service, card, body.prompt, body.negative_prompt, body.size, every)
     job = Job(service, request.state.id, card, procedure, parameters)
-    job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)
+    job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
     if body.stream:
         return sse.stream(_events(job, body, f"{work.width}x{work.height}"))
     return JSONResponse(await unless_gone(request, job, _whole(job, body)))

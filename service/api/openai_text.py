@@ -2,150 +2,142 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from service.api import sse
-from service.api.errors import RESPONSES, ApiError, not_supported
-from service.api.preparing import check_n, prompt_tokens, text_work
-from service.api.running import Job, total, unless_gone
-from service.api.schemas import ChatBody, CompletionBody, TextFields
+from service.api import constraints, sse
+from service.api.chat_schemas import ChatBody
+from service.api.errors import RESPONSES, ApiError
+from service.api.exchange import ChatExchange, CompletionExchange, Exchange
+from service.api.preparing import beside_the_loop, check_n, prompt_tokens, text_work
+from service.api.running import Job, output_seeds, unless_gone
+from service.api.schemas import CompletionBody
 from service.api.service_state import Service, ServiceDep
+from service.api.text import TextCodec
 from service.api.text_output import TextOutput
-from service.engine.messages import Done, TextWork, Tokens
-from service.engine.validation import procedure_parameters
+from service.api.tooling import Tooling
+from service.engine.messages import ModelCard, TextWork
+from service.engine.validation import InvalidField, check_next_token, procedure_parameters
 
 router = APIRouter(tags=["OpenAI"], responses=RESPONSES)
 
 
-@dataclass
-class Exchange:
-    """One request in OpenAI's words: how its chunks and its whole answer look."""
-
-    job: Job
-    body: TextFields
-    outputs: list[TextOutput]
-    chat: bool
-    prefix: str
-    created: int
-
-    def envelope(self, chunk: bool, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = "chat.completion" + (".chunk" if chunk else "") if self.chat else "text_completion"
-        return {
-            "id": self.job.id, "object": kind, "created": self.created, "model": self.body.model, "choices": choices,
-        }  # fmt: skip
-
-    def usage(self) -> dict[str, Any]:
-        counts = total([output.done.usage for output in self.outputs if output.done is not None])
-        prompt, generated = counts.get("prompt_tokens", 0), counts.get("generated_tokens", 0)
-        return {
-            **counts, "prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated,
-            "prompt_tokens_details": {"cached_tokens": counts.get("cached_tokens", 0)},
-        }  # fmt: skip
-
-    def chunk(self, index: int, text: str, tokens: list[int], reason: str | None, role: bool = False) -> str:
-        choice: dict[str, Any] = {"index": index, "finish_reason": reason, "logprobs": None}
-        if self.chat:
-            choice["delta"] = ({"role": "assistant", "content": ""} if role else {}) | ({"content": text} if text else {})
-        else:
-            choice["text"] = text
-        if self.body.return_token_ids:
-            choice["token_ids"] = tokens
-        return sse.event(self.envelope(True, [choice]))
-
-    def answer(self) -> dict[str, Any]:
-        choices = []
-        for index, output in enumerate(self.outputs):
-            choice: dict[str, Any] = {"index": index, "finish_reason": output.finish_reason, "logprobs": None}
-            if self.chat:
-                choice["message"] = {"role": "assistant", "content": output.text, "refusal": None}
-            else:
-                choice["text"] = self.prefix + output.text
-            if self.body.return_token_ids:
-                choice["token_ids"] = output.token_ids
-            choices.append(choice)
-        return {**self.envelope(False, choices), "usage": self.usage()}
-
-
-@router.post("/v1/completions", summary="Continue a text")
+@router.post("/v1/completions", summary="Continue a text", responses=sse.DESCRIBED)
 async def completions(body: CompletionBody, request: Request, service: ServiceDep) -> Response:
     """OpenAI's completions, with vLLM's names for further sampling parameters and Stride's `procedure`."""
     card = service.card(body.model, "text")
-    tokens = prompt_tokens(service, card, body.prompt)
-    work = text_work(card, body, tokens, body.max_tokens, "max_tokens")
-    prefix = service.codec(card.folder).decode(tokens) if body.echo else ""
-    return await _exchange(service, request, body, work, False, prefix)
+    codec = service.codec(card.folder)
+    if body.best_of is not None:
+        _check_best_of(service, body)
+    prompts, several = body.prompts(), isinstance(body.prompt, list) and len(body.prompt) > 0
+    if len(prompts) * body.candidates() > service.settings.max_waiting:
+        raise InvalidField("prompt", f"{len(prompts)} prompts are more than this server queues ({service.settings.max_waiting})")
+    _, grammar = await _form(service, card, body, Tooling())
+
+    def tokenised() -> list[list[int]]:
+        many = several and not isinstance(body.prompt[0], int)
+        return [
+            prompt_tokens(service, card, prompt, f"prompt.{i}" if many else "prompt", body.add_special_tokens)
+            for i, prompt in enumerate(prompts)
+        ]
+
+    tokens = await beside_the_loop(sum(map(len, prompts)), tokenised)
+    if body.echo and body.logprobs is not None:
+        raise InvalidField("echo", "echo with logprobs is not supported: those of a prompt are not computed")
+    works = [text_work(card, body, each, body.max_tokens, "max_tokens", grammar=grammar) for each in tokens]
+    prefixes = [codec.decode(each) if body.echo else "" for each in tokens]
+    return await _exchange(
+        service, request, body, works, Tooling(), lambda *common: CompletionExchange(*common, prefixes=prefixes)
+    )  # fmt: skip
 
 
-@router.post("/v1/chat/completions", summary="Answer a conversation")
+@router.post("/v1/chat/completions", summary="Answer a conversation", responses=sse.DESCRIBED)
 async def chat_completions(body: ChatBody, request: Request, service: ServiceDep) -> Response:
     """OpenAI's chat completions; the conversation goes through the model's own chat template."""
     card = service.card(body.model, "text")
+    codec = service.codec(card.folder)
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise ApiError(400, "max_tokens and max_completion_tokens differ; give one", "max_completion_tokens", "invalid_value")
-    prompt = service.codec(card.folder).render([m.flat() for m in body.messages], body.chat_template_kwargs or {})
-    tokens = prompt_tokens(service, card, prompt, "messages")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidField("top_logprobs", "top_logprobs needs logprobs: true")
+    tooling = Tooling.of(body, codec)
+    _, grammar = await _form(service, card, body, tooling)
+
+    def tokenised() -> list[int]:
+        return prompt_tokens(service, card, _prompt(body, codec, tooling), "messages", body.add_special_tokens)
+
+    size = sum(len(str(message.content)) for message in body.messages) + len(str(tooling.shown))
+    tokens = await beside_the_loop(size, tokenised)
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    work = text_work(card, body, tokens, body.max_completion_tokens or body.max_tokens, param)
-    return await _exchange(service, request, body, work, True, "")
+    work = text_work(card, body, tokens, body.max_completion_tokens or body.max_tokens, param, grammar=grammar)
+    return await _exchange(
+        service, request, body, [work], tooling, lambda *common: ChatExchange(*common, form=tooling.form)
+    )  # fmt: skip
 
 
-async def _exchange(service: Service, request: Request, body: TextFields, work: TextWork, chat: bool, prefix: str) -> Response:
-    if (field := body.unsupported()) is not None:
-        raise not_supported(field)
+def _prompt(body: ChatBody, codec: TextCodec, tooling: Tooling) -> str:
+    messages = [message.flat(f"messages.{i}") for i, message in enumerate(body.messages)]
+    if not any("developer" in source for source in codec.template.sources.values()):
+        # Templates pass over roles that they do not know; OpenAI's newer name for a system message must not be lost.
+        messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+    if body.continue_final_message and "add_generation_prompt" in body.model_fields_set and body.add_generation_prompt:
+        raise InvalidField("continue_final_message", "continue_final_message contradicts add_generation_prompt")
+    generation_prompt = body.add_generation_prompt and not body.continue_final_message
+    return codec.template.render(
+        messages, tooling.shown, body.chat_template_kwargs or {}, generation_prompt, body.continue_final_message
+    )
+
+
+def _check_best_of(service: Service, body: CompletionBody) -> None:
+    assert body.best_of is not None
+    check_n(service, body.best_of, "best_of")
+    if body.best_of < body.n:
+        raise InvalidField("best_of", f"best_of {body.best_of} is less than n {body.n}")
+    if body.stream and body.best_of > body.n:
+        raise InvalidField("best_of", "best_of above n cannot be streamed: which are best is known at the end")
+
+
+async def _form(service: Service, card: ModelCard, body: CompletionBody | ChatBody, tooling: Tooling) -> tuple[str, str]:
+    """The field that the output's grammar comes from, and the grammar, known to compile; both empty for free text."""
+    asked = constraints.asked(body)
+    if asked is not None and tooling.form is not None:
+        raise InvalidField(asked[0], f"{asked[0]} beside tools is not supported; use tool_choice none")
+    if tooling.grammar:
+        constraints.refuse_beside(body, "tool_choice")
+        asked = (tooling.param, tooling.grammar)
+    if asked is None:
+        return "", ""
+    return asked[0], await constraints.compiled(service.grammars(card), asked[1], asked[0])
+
+
+async def _exchange(
+    service: Service, request: Request, body: CompletionBody | ChatBody, works: list[TextWork], tooling: Tooling,
+    build: Callable[..., Exchange],
+) -> Response:  # fmt: skip
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream: true", "stream_options", "invalid_value")
     check_n(service, body.n)
     card = service.card(body.model)
-    procedure, parameters = procedure_parameters(card, body.choice())
-    job = Job(service, request.state.id, card, procedure, parameters)
-    job.start([work] * body.n, service.seed(body.seed), body.priority, body.deadline_ms)
     codec = service.codec(card.folder)
-    outputs = [TextOutput(job, i, codec, body) for i in range(body.n)]
-    exchange = Exchange(job, body, outputs, chat, prefix, int(time.time()))
+    procedure, parameters = procedure_parameters(card, body.choice())
+    check_next_token(procedure, works[0], _fields(body))
+    bytes_of = await service.token_bytes(card) if body.likeliest() is not None else bytes
+    job = Job(service, request.state.id, card, procedure, parameters)
+    candidates = body.candidates()
+    seeds = output_seeds(body.seed, len(works), candidates)
+    job.start([work for work in works for _ in range(candidates)], seeds, body.priority, body.deadline_ms)
+    outputs = [TextOutput(job, i, codec, body, tooling.marks) for i in range(len(seeds))]
+    exchange = build(job, body, outputs, service.fingerprint(card), bytes_of)
     if body.stream:
-        return sse.stream(_chunks(exchange))
-    return JSONResponse(await unless_gone(request, job, _whole(exchange)))
+        return sse.stream(exchange.chunks())
+    return JSONResponse(await unless_gone(request, job, exchange.whole()))
 
 
-async def _whole(exchange: Exchange) -> dict[str, Any]:
-    async for item in exchange.job.events():
-        if item is not None and isinstance(item[1], Tokens | Done):
-            exchange.outputs[item[0]].feed(item[1])
-    return exchange.answer()
-
-
-async def _chunks(exchange: Exchange) -> AsyncIterator[str]:
-    job = exchange.job
-    try:
-        for index in range(len(exchange.outputs)):
-            if exchange.chat:
-                yield exchange.chunk(index, "", [], None, role=True)
-            elif exchange.prefix:
-                yield exchange.chunk(index, exchange.prefix, [], None)
-        async for item in job.events():
-            if item is None:
-                yield sse.KEEP_ALIVE
-                continue
-            index, event = item
-            if not isinstance(event, Tokens | Done):
-                continue
-            output = exchange.outputs[index]
-            text, tokens = output.feed(event)
-            if text or (tokens and exchange.body.return_token_ids):
-                yield exchange.chunk(index, text, tokens, None)
-            if isinstance(event, Done):
-                yield exchange.chunk(index, "", [], output.finish_reason)
-        options = exchange.body.stream_options
-        if options is not None and options.include_usage:
-            yield sse.event({**exchange.envelope(True, []), "usage": exchange.usage()})
-        yield sse.event("[DONE]")
-    except ApiError as error:
-        yield sse.event(error.body())
-    finally:
-        job.cancel()
+def _fields(body: CompletionBody | ChatBody) -> dict[str, Any]:
+    """Which field of this body asks for what a procedure may not be able to give."""
+    ranked = isinstance(body, CompletionBody) and body.logprobs is None
+    form = next((name for name in ("structured_outputs", "response_format") if getattr(body, name) is not None), "tool_choice")
+    return {"logprobs": "best_of" if ranked else "logprobs", "grammar": form}

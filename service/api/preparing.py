@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from service.api.errors import ApiError
-from service.api.schemas import SamplingFields
+from service.api.sampling_schemas import SamplingFields
 from service.api.service_state import Service
 from service.engine.messages import ImageWork, ModelCard, Sampling, TextWork
 from service.engine.validation import InvalidField
 
+T = TypeVar("T")
+LONG_TEXT = 20_000
 
-def prompt_tokens(service: Service, card: ModelCard, prompt: str | list[int], param: str = "prompt") -> list[int]:
+
+async def beside_the_loop(size: int, work: Callable[[], T]) -> T:
+    """The work of a text of `size` characters: in a thread where it is long enough to hold up other requests."""
+    return await asyncio.to_thread(work) if size > LONG_TEXT else work()
+
+
+def prompt_tokens(
+    service: Service, card: ModelCard, prompt: str | list[int], param: str = "prompt", special: bool = True
+) -> list[int]:
     """Token ids of a prompt. Raises InvalidField when it is empty, unknown to the model, or longer than its context."""
-    tokens = service.codec(card.folder).encode(prompt) if isinstance(prompt, str) else list(prompt)
+    tokens = service.codec(card.folder).encode(prompt, special) if isinstance(prompt, str) else list(prompt)
     if not tokens:
         raise InvalidField(param, f"{param} must not be empty")
     beyond = next((token for token in tokens if token >= card.vocab_size), None)
@@ -27,8 +39,9 @@ def prompt_tokens(service: Service, card: ModelCard, prompt: str | list[int], pa
 
 
 def text_work(
-    card: ModelCard, body: SamplingFields, prompt: list[int], max_tokens: int | None, param: str, revisions: bool = False
-) -> TextWork:
+    card: ModelCard, body: SamplingFields, prompt: list[int], max_tokens: int | None, param: str, revisions: bool = False,
+    grammar: str = "",
+) -> TextWork:  # fmt: skip
     """Raises InvalidField when prompt and max_tokens together exceed the context."""
     room = card.max_model_len - len(prompt)
     if max_tokens is not None and max_tokens > room:
@@ -41,10 +54,29 @@ def text_work(
     wrong = next((token for token in body.stop_token_ids if token >= card.vocab_size), None)
     if wrong is not None:
         raise InvalidField("stop_token_ids", f"token {wrong} is outside the vocabulary of {card.name}")
-    sampling = Sampling(
-        float(body.temperature), max(body.top_k, 0), float(body.top_p), float(body.min_p), float(body.repetition_penalty)
-    )
-    return TextWork(prompt, limit, sampling, body.stop_token_ids, body.min_tokens, body.ignore_eos, revisions)
+    return TextWork(
+        prompt, limit, sampling(card, body), body.stop_token_ids, body.min_tokens, body.ignore_eos, revisions, body.likeliest(),
+        grammar,
+    )  # fmt: skip
+
+
+def sampling(card: ModelCard, body: SamplingFields) -> Sampling:
+    """What the request says; where it is silent, what the model's generation_config.json says."""
+
+    def value(name: str) -> float:
+        given = name in body.model_fields_set or name not in card.sampling_defaults
+        return float(getattr(body, name) if given else card.sampling_defaults[name])
+
+    names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    bias = _bias(card, body)
+    return Sampling(**{name: value(name) for name in names}, top_k=max(int(value("top_k")), 0), logit_bias=bias)
+
+
+def _bias(card: ModelCard, body: SamplingFields) -> dict[int, float]:
+    for key in body.logit_bias:
+        if not (key.isascii() and key.isdecimal()) or int(key) >= card.vocab_size:
+            raise InvalidField("logit_bias", f"{key!r} is no token id of {card.name}, which has {card.vocab_size} tokens")
+    return {int(key): float(bias) for key, bias in body.logit_bias.items() if bias}
 
 
 def image_work(
@@ -90,6 +122,6 @@ def _caption(service: Service, card: ModelCard, text: str, param: str) -> list[i
     return tokens
 
 
-def check_n(service: Service, n: int) -> None:
+def check_n(service: Service, n: int, param: str = "n") -> None:
     if n > service.settings.max_n:
-        raise ApiError(400, f"n {n} is more than this server allows ({service.settings.max_n})", "n", "invalid_value")
+        raise ApiError(400, f"{param} {n} is more than this server allows ({service.settings.max_n})", param, "invalid_value")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ KEEP_ALIVE_SECONDS = 15.0
 
 
 class Job:
-    """n outputs of one request. Output i is `<id>/<i>` in the engine and has seed + i."""
+    """The outputs of one request. Output i is `<id>/<i>` in the engine."""
 
     def __init__(self, service: Service, request_id: str, card: ModelCard, procedure: str, parameters: dict[str, Any]) -> None:
         self.id = request_id
@@ -27,17 +28,21 @@ class Job:
         self.procedure = procedure
         self.parameters = parameters
         self.seeds: list[int] = []
+        self.prompts: list[list[int]] = []
         self._service = service
         self._open: set[str] = set()
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._last_token: dict[int, float] = {}
 
-    def start(self, works: Sequence[TextWork | ImageWork], seed: int, priority: int, deadline_ms: float | None) -> None:
+    def start(
+        self, works: Sequence[TextWork | ImageWork], seeds: list[int], priority: int, deadline_ms: float | None
+    ) -> None:  # fmt: skip
         """Hand all outputs to the engine. Raises QueueFull or EngineUnavailable, and then none is there."""
         now = time.monotonic()
         deadline = None if deadline_ms is None else now + deadline_ms / 1000
-        self.seeds = [(seed + i) % 2**63 for i in range(len(works))]
+        self.seeds = seeds
+        self.prompts = [work.prompt for work in works if isinstance(work, TextWork)]
         submits = [
             Submit(
                 f"{self.id}/{i}", self.card.name, self.procedure, self.parameters, self.seeds[i], work, now, priority, deadline
@@ -118,10 +123,19 @@ async def unless_gone(request: Request, job: Job, answer: Awaitable[T]) -> T:
         job.cancel()
 
 
-def total(usages: list[Usage]) -> dict[str, Any]:
+def output_seeds(given: int | None, prompts: int, n: int) -> list[int]:
+    """Of n outputs for each prompt: counted from the given seed for every prompt alike, or from a random one throughout."""
+    if given is None:
+        first = secrets.randbits(63)
+        return [(first + i) % 2**63 for i in range(prompts * n)]
+    return [(given + i) % 2**63 for _ in range(prompts) for i in range(n)]
+
+
+def total(usages: list[Usage], each: int = 0, generated: int | None = None) -> dict[str, Any]:
     """Usage of a request with several outputs: counts are added, seconds are the longest; what does not apply is left out.
 
-    Their prompt is one, and counts once: as the first output had it.
+    `each` outputs share a prompt, whose tokens count once (0: all do); `generated` are the tokens that the client got, of
+    which an engine may have made a few more.
     """
     out: dict[str, Any] = {}
     for name in Usage.__struct_fields__:
@@ -130,7 +144,9 @@ def total(usages: list[Usage]) -> dict[str, Any]:
             out[name] = max(values) if name.endswith("_seconds") else sum(values)
     for name in ("prompt_tokens", "cached_tokens"):
         if name in out:
-            out[name] = getattr(usages[0], name)
+            out[name] = sum(getattr(usage, name) or 0 for usage in usages[:: each or len(usages)])
+    if generated is not None and "generated_tokens" in out:
+        out["generated_tokens"] = generated
     if out.get("forwards") and "generated_tokens" in out:
         out["tokens_per_forward"] = out["generated_tokens"] / out["forwards"]
     return out

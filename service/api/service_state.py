@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import secrets
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service import __version__
 from service.api.errors import ApiError
 from service.api.text import TextCodec
 from service.engine.client import EngineClient, EngineUnavailable
+from service.engine.grammar import Grammars
 from service.engine.messages import ModelCard
 from service.metrics import Metrics
 from service.settings import Settings
@@ -23,6 +28,7 @@ class Service:
     client: EngineClient
     metrics: Metrics
     running: dict[str, list[str]] = field(default_factory=dict)
+    _grammars: dict[str, Grammars] = field(default_factory=dict)
 
     def card(self, name: str, kind: str | None = None) -> ModelCard:
         """Raises EngineUnavailable before the models are known, ApiError 404 or 400 for a wrong one."""
@@ -41,8 +47,30 @@ class Service:
     def codec(folder: str) -> TextCodec:
         return TextCodec(folder)
 
-    def seed(self, given: int | None) -> int:
-        return secrets.randbits(63) if given is None else given
+    def grammars(self, card: ModelCard) -> Grammars:
+        """The model's compiler of grammars, which also knows the bytes of its tokens."""
+        if card.folder not in self._grammars:
+            self._grammars[card.folder] = Grammars(card.folder, card.vocab_size, card.eos_token_ids)
+        return self._grammars[card.folder]
+
+    async def token_bytes(self, card: ModelCard) -> Callable[[int], bytes]:
+        """The bytes of a token's text, by its id."""
+        return await asyncio.wrap_future(self.grammars(card).token_bytes())
+
+    @staticmethod
+    def fingerprint(card: ModelCard) -> str:
+        """OpenAI's `system_fingerprint`: the same while model, weights and version are."""
+        return _fingerprint(card.name, card.folder)
+
+
+@functools.cache
+def _fingerprint(name: str, folder: str) -> str:
+    files = sorted(file for file in Path(folder).iterdir() if file.suffix in (".json", ".safetensors", ".jinja"))
+    parts = [__version__, name]
+    for file in files:
+        small = file.stat().st_size < 1 << 20
+        parts.append(f"{file.name} {file.stat().st_size} {hashlib.sha256(file.read_bytes()).hexdigest() if small else ''}")
+    return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def _service(request: Request) -> Service:

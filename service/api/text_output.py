@@ -2,47 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
 from service.api.running import Job
-from service.api.schemas import SamplingFields
+from service.api.sampling_schemas import SamplingFields
 from service.api.text import Detokenizer, StopScanner, TextCodec
-from service.engine.messages import Done, Tokens
+from service.engine.messages import Done, Logprob, Tokens
+
+
+@dataclass(slots=True)
+class Tokenwise:
+    """Log-probabilities and where the text of each token begins, one entry a token."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+
+    def since(self, start: int) -> Tokenwise:
+        return Tokenwise(self.token_ids[start:], self.logprobs[start:], self.offsets[start:])
 
 
 class TextOutput:
-    """Feed it Tokens, then Done; it gives the text that may be shown."""
+    """Feed it Tokens, then Done; it gives the text that may be shown. `shown` are special tokens that belong to the text."""
 
-    def __init__(self, job: Job, index: int, codec: TextCodec, body: SamplingFields) -> None:
+    def __init__(
+        self, job: Job, index: int, codec: TextCodec, body: SamplingFields, shown: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
         self.text = ""
-        self.token_ids: list[int] = []
+        self.tokenwise = Tokenwise()
         self.done: Done | None = None
         self._job = job
         self._index = index
-        self._detokenizer = Detokenizer(codec)
+        self._detokenizer = Detokenizer(codec, shown)
         self._scanner = StopScanner(body.stops())
         self._min_tokens = body.min_tokens
+        self._one_by_one = bool(body.stops()) or body.likeliest() is not None
+        self._length = 0
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.tokenwise.token_ids
 
     @property
     def finish_reason(self) -> str:
         assert self.done is not None
         return "stop" if self._scanner.hit else self.done.finish_reason
 
+    @property
+    def mean_logprob(self) -> float:
+        logprobs = self.tokenwise.logprobs
+        return sum(each.own for each in logprobs) / max(1, len(logprobs))
+
     def feed(self, event: Tokens | Done) -> tuple[str, list[int]]:
-        """The newly visible text, and the tokens that came with it. Ends the request at a stop string."""
-        if self._scanner.hit:
-            if isinstance(event, Done):
-                self.done = event
-            return "", []
+        """The newly visible text, and the tokens that came with it, none beyond the one that completes a stop string.
+        Ends the request there."""
         if isinstance(event, Done):
             self.done = event
+        if self._scanner.hit:
+            return "", []
+        before = len(self.token_ids)
+        if isinstance(event, Done):
             shown = self._scanner.push(self._detokenizer.push([], last=True), last=True)
-            fresh: list[int] = []
         else:
-            fresh = event.token_ids
-            self.token_ids += fresh
-            shown = self._detokenizer.push(fresh)
-            if len(self.token_ids) >= self._min_tokens:
-                shown = self._scanner.push(shown)
-        if self._scanner.hit and not isinstance(event, Done):
-            self._job.stop(self._index)
+            shown = self._take(event)
+            if self._scanner.hit:
+                self._job.stop(self._index)
         self.text += shown
-        return shown, fresh
+        return shown, self.token_ids[before:]
+
+    def _take(self, event: Tokens) -> str:
+        shown = ""
+        step = 1 if self._one_by_one else len(event.token_ids)
+        for at in range(0, len(event.token_ids), step):
+            self.tokenwise.token_ids += event.token_ids[at : at + step]
+            self.tokenwise.logprobs += event.logprobs[at : at + step]
+            self.tokenwise.offsets.append(self._length)
+            text = self._detokenizer.push(event.token_ids[at : at + step])
+            self._length += len(text)
+            shown += self._scanner.push(text) if len(self.token_ids) >= self._min_tokens else text
+            if self._scanner.hit:
+                break
+        return shown

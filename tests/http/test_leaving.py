@@ -102,6 +102,8 @@ def test_a_key_is_asked_for_where_it_matters(tmp_path: Path) -> None:
         assert refused.status_code == 401 and refused.json()["error"]["type"] == "authentication_error"
         headers = {"Authorization": "Bearer open sesame"}
         assert httpx.post(server.url + "/v1/completions", json=body, headers=headers).status_code == 200
+        for given, status in (("bearer open sesame", 200), ("BEARER  open sesame", 200), ("Basic open sesame", 401)):
+            assert httpx.get(server.url + "/v1/models", headers={"Authorization": given}).status_code == status
         assert httpx.get(server.url + "/metrics").status_code == 200
     finally:
         assert server.stop() in (0, -15)
