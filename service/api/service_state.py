@@ -16,8 +16,9 @@ from service import __version__
 from service.api.errors import ApiError
 from service.api.text import TextCodec
 from service.engine.client import EngineClient, EngineUnavailable
-from service.engine.grammar import Grammars
+from service.engine.grammar import GrammarError, Grammars
 from service.engine.messages import ModelCard
+from service.engine.validation import InvalidField
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -54,8 +55,11 @@ class Service:
         return self._grammars[card.folder]
 
     async def token_bytes(self, card: ModelCard) -> Callable[[int], bytes]:
-        """The bytes of a token's text, by its id."""
-        return await asyncio.wrap_future(self.grammars(card).token_bytes())
+        """The bytes of a token's text, by its id. Raises InvalidField where the tokeniser cannot tell them."""
+        try:
+            return await asyncio.wrap_future(self.grammars(card).token_bytes())
+        except GrammarError as error:
+            raise InvalidField("logprobs", f"logprobs cannot be told: {error}") from None
 
     @staticmethod
     def fingerprint(card: ModelCard) -> str:

@@ -50,7 +50,11 @@ class Grammars:
     def _loaded(self) -> LLTokenizer:
         if self._tokenizer is None:
             tokenizer = (Path(self._folder) / "tokenizer.json").read_text(encoding="utf-8")
-            self._tokenizer = LLTokenizer(tokenizer, n_vocab=self._vocab_size, eos_token=self._eos or None)
+            try:
+                self._tokenizer = LLTokenizer(tokenizer, n_vocab=self._vocab_size, eos_token=self._eos or None)
+            except BaseException as error:
+                # The library asserts what it cannot hold (a token of very many bytes, say), which Python sees as a panic.
+                raise GrammarError(f"this model's tokeniser is not one that grammars can be used with: {error}") from None
         return self._tokenizer
 
     def _compile(self, grammar: str) -> LLMatcher:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -72,7 +72,8 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class TextRequest(Request):
-    """Expands a prompt. `stops` are the token ids that end it, `grammar` is where it stands in the one it must follow.
+    """Expands a prompt. `stops` are the token ids that end it, `grammar` is where it stands in the one it must follow;
+    `plain_draws` is how its tokens are drawn while none is banned and no grammar followed.
 
     Positions before `reached` were computed or shared once; those of the prompt among them count as `prefilled` or as
     `cached_tokens`, and do not count again when the request is set back and computes them anew.
@@ -87,6 +88,7 @@ class TextRequest(Request):
     cached_tokens: int = 0
     penalties: Penalties | None = None
     grammar: Following | None = None
+    plain_draws: Draws = msgspec.UNSET  # type: ignore[assignment]
 
     @classmethod
     def begin(
@@ -102,8 +104,13 @@ class TextRequest(Request):
         sampling = work.sampling
         factors = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
         penalties = None if factors == (1.0, 0.0, 0.0) else Penalties(Occurrences(len(work.prompt)), *factors)
+        draws = Draws(
+            submit.seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, penalties, sampling.logit_bias,
+            logprobs=work.logprobs,
+        )  # fmt: skip
         return cls(
-            submit, need, work=work, procedure=procedure, state=state, stops=stops, penalties=penalties, grammar=grammar
+            submit, need, work=work, procedure=procedure, state=state, stops=stops, penalties=penalties, grammar=grammar,
+            plain_draws=draws,
         )  # fmt: skip
 
     def propose(self) -> list[TokenRow]:
@@ -155,15 +162,14 @@ class TextRequest(Request):
 
     def draws(self, rows: list[TokenRow]) -> Draws:
         """How the wanted positions of these rows are drawn, given all that is committed."""
-        sampling = self.work.sampling
-        common = (self.submit.seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
         if not rows[-1].wanted:
-            return Draws(*common)
+            return self.plain_draws
         if self.penalties is not None:
             self.penalties.seen.take(self.state.tokens)
         banned = tuple(self.stops) if self.state.generated < self.work.min_tokens else ()
-        allowed = b"" if self.grammar is None else self.grammar.allowed()
-        return Draws(*common, self.penalties, sampling.logit_bias, banned, allowed, self.work.logprobs)
+        if self.grammar is None and not banned:
+            return self.plain_draws
+        return replace(self.plain_draws, banned=banned, allowed=b"" if self.grammar is None else self.grammar.allowed())
 
     def fold(self, rows: list[TokenRow], whole: bool, readings: list[Reading], now: float) -> list[FromEngine]:
         """Take in one forward. `whole` is False when the scheduler ran only a head of the first row."""

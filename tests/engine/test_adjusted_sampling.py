@@ -11,6 +11,7 @@ import pytest
 import torch
 from llguidance import LLMatcher
 
+from service.engine.grammar import GrammarError, Grammars
 from service.engine.messages import Finish, FromEngine, Submit, Tokens
 from service.workers.occurrences import Occurrences
 from tests.engine.driving import Outputs, engine_on, finish_all, one_of_every_kind, text_request
@@ -106,3 +107,14 @@ def test_a_request_can_be_ended_while_its_grammar_is_compiled(tmp_path: Path) ->
     assert engine.has_work
     outputs.take(engine.take(Finish("x")))
     assert outputs.done["x"].finish_reason == "cancelled" and not engine.has_work
+
+
+def test_a_tokeniser_that_the_library_cannot_hold_refuses_grammars_alone(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    long = {"a" * n: n - 1 for n in range(1, 1200)}
+    Tokenizer(models.BPE(long, [("a" * n, "a") for n in range(1, 1199)])).save(str(tmp_path / "tokenizer.json"))
+    grammars = Grammars(str(tmp_path), 1199, [])
+    for future in (grammars.compile(OBJECT), grammars.token_bytes()):
+        with pytest.raises(GrammarError, match="tokeniser"):
+            future.result()
