@@ -108,7 +108,7 @@ def write_chat_model(folder: Path, template: str = HERMES, generation: dict[str,
     end = tokenizer.token_to_id("<|im_end|>")
     config = Qwen3Config(
         vocab_size=tokenizer.get_vocab_size() + 3, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=1024, tie_word_embeddings=True,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=1536, tie_word_embeddings=True,
         eos_token_id=end, bos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(seed)
