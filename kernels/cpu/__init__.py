@@ -4,6 +4,7 @@ from kernels.cpu.decoder import CpuDecoder, DecoderWeights, LayerWeights, Norm, 
 from kernels.cpu.flow import CpuFlow, FlowBlockWeights, FlowWeights
 from kernels.cpu.library import library
 from kernels.cpu.linear import PackedLinear, pack
+from kernels.cpu.sampling import draw_tokens
 
 __all__ = [
     "CpuDecoder",
@@ -15,6 +16,7 @@ __all__ = [
     "Norm",
     "PackedBatch",
     "PackedLinear",
+    "draw_tokens",
     "has_heads_of",
     "library",
     "pack",

@@ -85,6 +85,6 @@ def library() -> ctypes.CDLL | None:
         return None
     loaded.stride_packed_bytes.restype = ctypes.c_int64
     loaded.stride_packed_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
-    for name in ("stride_pack", "stride_unpack_rows", "stride_decoder_forward", "stride_flow_forward"):
+    for name in ("stride_pack", "stride_unpack_rows", "stride_decoder_forward", "stride_flow_forward", "stride_draw_tokens"):
         getattr(loaded, name).restype = None
     return loaded

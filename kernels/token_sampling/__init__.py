@@ -1,6 +1,28 @@
 """Drawing tokens for a whole batch."""
 
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import cpu
+from kernels.token_sampling import reference
 from kernels.token_sampling.adjust import add_bias, apply_bitmask, penalise, plain_logprobs
-from kernels.token_sampling.reference import draw_tokens
 
 __all__ = ["add_bias", "apply_bitmask", "draw_tokens", "penalise", "plain_logprobs"]
+
+
+def draw_tokens(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor, threads: int = 1
+) -> tuple[Tensor, Tensor]:
+    """One token a row, and its probability under the plain softmax of the logits.
+
+    logits float32 [R, V], -inf where a token is banned; temperature, top_p, min_p, uniform float [R]; top_k int64 [R], 0
+    is off. Rows with temperature 0 take the argmax. The others are drawn by inversion: the first token, in order of the
+    vocabulary, whose cumulative probability exceeds `uniform`. The filters apply in the order top-k, top-p, min-p, each
+    to the distribution at the row's temperature, as in vLLM and transformers. `threads` are for the CPU kernel, which
+    draws rows in parallel.
+    """
+    if logits.device.type == "cpu" and logits.dtype == torch.float32 and cpu.library() is not None:
+        return cpu.draw_tokens(logits, temperature, top_k, top_p, min_p, uniform, threads)
+    return reference.draw_tokens(logits, temperature, top_k, top_p, min_p, uniform)

@@ -9,13 +9,7 @@ from torch import Tensor
 def draw_tokens(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token a row, and its probability under the plain softmax of the logits.
-
-    logits float32 [R, V], -inf where a token is banned; temperature, top_p, min_p, uniform float [R]; top_k int64 [R], 0
-    is off. Rows with temperature 0 take the argmax. The others are drawn by inversion: the first token, in order of the
-    vocabulary, whose cumulative probability exceeds `uniform`. The filters apply in the order top-k, top-p, min-p, each
-    to the distribution at the row's temperature, as in vLLM and transformers.
-    """
+    """See `kernels.token_sampling.draw_tokens`."""
     plain = torch.softmax(logits, dim=-1)
     greedy = logits.argmax(dim=-1)
     if bool((temperature == 0).all()):

@@ -40,6 +40,7 @@ class TokenWorker:
     ) -> None:  # fmt: skip
         config = network.config
         network.fuse()
+        self._threads = threads
         self.device = device
         self.pool = pool
         self.cache = PagedCache(
@@ -78,7 +79,7 @@ class TokenWorker:
 
     def _read(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
         counts = [len(move.rows[-1].wanted) for move in moves]
-        finite = torch.isfinite(logits).all(dim=-1).tolist()
+        finite = torch.isfinite(logits.sum(dim=-1)).tolist()
         draws = [move.draws for move, count in zip(moves, counts, strict=True) for _ in range(count)]
         plain = logits.clone() if any(draw.logprobs is not None for draw in draws) else logits
         logits[:, self._never] = float("-inf")
@@ -91,6 +92,7 @@ class TokenWorker:
             torch.tensor([draw.top_p for draw in draws], device=self.device),
             torch.tensor([draw.min_p for draw in draws], device=self.device),
             self._uniform(draws, numbers),
+            self._threads.every,
         )
         readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
         for i, reading in self._logprobs(draws, plain, chosen):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from kernels.token_sampling import draw_tokens
+from kernels.cpu import library
+from kernels.token_sampling import draw_tokens, reference
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -63,3 +65,23 @@ def test_a_banned_token_is_never_drawn_and_confidence_is_plain() -> None:
     tokens, confidence = draw(logits.expand(3, -1).contiguous(), uniform, temperature=0.3)
     assert 1 not in tokens.tolist()
     torch.testing.assert_close(confidence, torch.softmax(logits, 0)[tokens])
+
+
+@pytest.mark.skipif(library() is None, reason="the CPU kernels need AVX-512 with bfloat16, and g++")
+@pytest.mark.parametrize("vocabulary,spread", [(17, 1.0), (3000, 0.01), (3000, 3.0), (50_000, 1.5)])
+def test_the_cpu_kernel_draws_what_the_reference_draws(vocabulary: int, spread: float) -> None:
+    rows, generator = 120, torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(rows, vocabulary, generator=generator) * spread
+    logits[:, 3] = float("-inf")
+    logits[5, 7:] = logits[5, 6]  # equal weights count in the order of the vocabulary
+    pick = lambda *values: torch.tensor(values)[torch.randint(len(values), (rows,), generator=generator)]  # noqa: E731
+    columns = (
+        pick(0.0, 0.3, 1.0, 1.0, 1.7), pick(0, 0, 1, 5, 200, 10**9), pick(1.0, 1.0, 0.95, 0.5, 1e-3), pick(0.0, 0.0, 0.05, 1.0),
+        torch.rand(rows, generator=generator, dtype=torch.float64),
+    )  # fmt: skip
+    token, confidence = draw_tokens(logits, *columns, threads=2)
+    expected, probability = reference.draw_tokens(logits, *columns)
+    # A number that falls on the border between two tokens may round to either side.
+    assert (token != expected).sum() <= 1
+    same = token == expected
+    torch.testing.assert_close(confidence[same], probability[same], atol=1e-6, rtol=1e-4)

@@ -1,0 +1,37 @@
+"""Drawing tokens on the CPU: see sampling.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.library import library
+from kernels.cpu.linear import pointer
+
+
+class _Drawing(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("logits", "temperature", "top_k", "top_p", "min_p", "uniform", "token", "confidence")
+        ),
+        ("rows", ctypes.c_int64),
+        ("vocabulary", ctypes.c_int64),
+    ]
+
+
+def draw_tokens(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor, threads: int
+) -> tuple[Tensor, Tensor]:
+    """What `kernels.token_sampling.draw_tokens` says; `library()` must be there and the logits float32 on the CPU."""
+    loaded = library()
+    assert loaded is not None, "callers ask library() first"
+    rows, vocabulary = logits.shape
+    token, confidence = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    columns = (logits.contiguous(), temperature.float(), top_k, top_p.float(), min_p.float(), uniform.double())
+    loaded.stride_draw_tokens(
+        ctypes.byref(_Drawing(*map(pointer, (*columns, token, confidence)), rows, vocabulary)), ctypes.c_int(threads)
+    )
+    return token, confidence
