@@ -138,16 +138,20 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 class Race:
-    """All contestants, started and warmed up; every turn asks each of them once, each time another one first."""
+    """All contestants: `start` also warms them up, every `turn` asks each of them once, each time another one first, and
+    `stop` is owed in any case."""
 
     def __init__(self, folder: Path, shape: Shape, contestants: Sequence[Entry], load: Load) -> None:
         self.results = [Result(entry.name, entry.precision) for entry in contestants]
         self._folder, self._shape, self._load = folder, shape, load
         self._running: list[tuple[Contestant, Result]] = []
         self._turns = 0
-        for entry, result in zip(contestants, self.results, strict=True):
+        self._contestants = contestants
+
+    def start(self) -> None:
+        for entry, result in zip(self._contestants, self.results, strict=True):
             self._start(entry, result)
-        self._ask_all(min(WARM, load.tokens), self._check)
+        self._ask_all(min(WARM, self._load.tokens), self._check)
 
     def turn(self) -> None:
         first = self._turns % max(1, len(self._running))
@@ -197,6 +201,7 @@ class Race:
 def measure(folder: Path, shape: Shape, contestants: Sequence[Entry], load: Load) -> list[Result]:
     race = Race(folder, shape, contestants, load)
     try:
+        race.start()
         for _ in range(load.turns):
             race.turn()
     finally:
