@@ -1,7 +1,7 @@
 """Stride over HTTP against the same networks one request after another, in one run: `python -m tests.benchmarks.throughput`.
 
-Prints ratios to the peer at the thread count that suits it best, images against the peer in the served dtype and in float32,
-and the host's cost per token: the scheduler's from `stride_scheduler_seconds`, the front end's as processor
+Prints ratios to the peer, plain torch, at the thread count that suits it best, images against the peer in the served dtype
+and in float32 and against this server asked one by one, and the host's cost per token: the scheduler's from `stride_scheduler_seconds`, the front end's as processor
 time of its process.
 """
 
@@ -128,6 +128,8 @@ class Bench:
         rows = self.server.metric("stride_batch_rows_sum") - rows
         forwards = self.server.metric("stride_batch_rows_count") - forwards
         print(f"{count} images: {count / ours:.2f}/s, {rows / forwards:.1f} rows a forward")
+        alone = one_by_one([partial(self.server.post, "/v1/generate", body) for body in bodies], arrivals)
+        print(f"  one after another, by this server: {count / alone:.2f}/s, ratio {alone / ours:.2f}: what batching alone gains")
         ratios = []
         for dtype, image in self.images.items():
             peer, threads = fastest([self._picture(image, job) for job in jobs], arrivals)
