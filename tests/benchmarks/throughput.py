@@ -129,7 +129,7 @@ class Bench:
         forwards = self.server.metric("stride_batch_rows_count") - forwards
         print(f"{count} images: {count / ours:.2f}/s, {rows / forwards:.1f} rows a forward")
         alone = one_by_one([partial(self.server.post, "/v1/generate", body) for body in bodies], arrivals)
-        print(f"  one after another, by this server: {count / alone:.2f}/s, ratio {alone / ours:.2f}: what batching alone gains")
+        print(f"  one after another by this server, what batching gains: {count / alone:.2f}/s, ratio {alone / ours:.2f}")
         ratios = []
         for dtype, image in self.images.items():
             peer, threads = fastest([self._picture(image, job) for job in jobs], arrivals)
