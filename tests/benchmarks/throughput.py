@@ -1,8 +1,8 @@
 """Stride over HTTP against the same networks one request after another, in one run: `python -m tests.benchmarks.throughput`.
 
-Prints ratios to the peer, plain torch, at the thread count that suits it best, images against the peer in the served dtype
-and in float32 and against this server asked one by one, and the host's cost per token: the scheduler's from `stride_scheduler_seconds`, the front end's as processor
-time of its process.
+Prints ratios to the peer, plain torch, at the thread count that suits it best: images against the peer in the served dtype
+and in float32, and against this server asked one by one. And the host's cost per token: the scheduler's from
+`stride_scheduler_seconds`, the front end's as processor time of its process.
 """
 
 from __future__ import annotations
