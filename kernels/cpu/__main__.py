@@ -7,5 +7,5 @@ if not supported():
 else:
     try:
         print(compile_library())
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         print(f"plain torch is used: {error}")

@@ -31,7 +31,7 @@ struct Decoder {
     Linear head;
     int64_t layer_count, hidden, heads, kv_heads, head_dim, rotary_size, intermediate;
     float epsilon, attention_scale, logit_softcap;
-    int32_t centred;     // norms subtract the mean
+    int32_t centred;     // norms, but for those of queries and keys, subtract the mean
     int32_t gated;       // up holds gate and up, 16 outputs of each in turn
     int32_t activation;  // enum Activation
     int32_t wide_store;  // the cache is float32, not bfloat16
@@ -54,6 +54,10 @@ struct Batch {
 constexpr int64_t MOST_ROTATIONS = 4;
 constexpr int64_t HEAD_NUMBERS = 2048;  // of heads that attend at once
 
+inline int64_t heads_at_once(const Decoder& d) {
+    return std::min(d.heads / d.kv_heads, HEAD_NUMBERS / d.head_dim);
+}
+
 // Buffers of one forward. They grow to the largest batch and stay.
 struct Workspace {
     std::vector<float> branch, qkv, scores, angles;
@@ -65,7 +69,7 @@ struct Workspace {
         grow(branch, batch.tokens * d.hidden);
         grow(angles, MOST_ROTATIONS * batch.tokens * d.rotary_size);
         grow(qkv, batch.tokens * qkv_size);
-        grow(scores, threads * (d.heads / d.kv_heads) * (batch.longest + 32));
+        grow(scores, threads * heads_at_once(d) * (batch.longest + 32));
         grow(places, threads * (batch.longest + 32));
         grow(a, (batch.tokens + batch.wanted_count) * std::max(d.hidden, d.heads * d.head_dim) * element);
         grow(b, batch.tokens * (up + 16) * element);
@@ -248,16 +252,16 @@ private:
         float* key = query + d.heads * d.head_dim;
         const float* value = key + d.kv_heads * d.head_dim;
         if (l.norm_whole) {
-            normalise(query, d.heads * d.head_dim, l.query, d.epsilon, d.centred, query);
-            normalise(key, d.kv_heads * d.head_dim, l.key, d.epsilon, d.centred, key);
+            normalise(query, d.heads * d.head_dim, l.query, d.epsilon, false, query);
+            normalise(key, d.kv_heads * d.head_dim, l.key, d.epsilon, false, key);
         } else if (l.query.weight) {
             for (int64_t h = 0; h < d.heads; ++h)
-                normalise(query + h * d.head_dim, d.head_dim, l.query, d.epsilon, d.centred, query + h * d.head_dim);
+                normalise(query + h * d.head_dim, d.head_dim, l.query, d.epsilon, false, query + h * d.head_dim);
             for (int64_t h = 0; h < d.kv_heads; ++h)
-                normalise(key + h * d.head_dim, d.head_dim, l.key, d.epsilon, d.centred, key + h * d.head_dim);
+                normalise(key + h * d.head_dim, d.head_dim, l.key, d.epsilon, false, key + h * d.head_dim);
         }
         const float* cosines = l.frequencies ? turned(rotation_of(l), token) : nullptr;
-        const float* sines = cosines + d.rotary_size / 2;
+        const float* sines = cosines ? cosines + d.rotary_size / 2 : nullptr;
         for (int64_t h = 0; h < d.heads; ++h) rotate(query + h * d.head_dim, l, d, cosines, sines, d.attention_scale);
         for (int64_t h = 0; h < d.kv_heads; ++h) rotate(key + h * d.head_dim, l, d, cosines, sines, 1.0f);
         const int64_t size = d.kv_heads * d.head_dim;
@@ -273,7 +277,7 @@ private:
         const int64_t group = d.heads / d.kv_heads, position = batch.positions[token], room = batch.longest + 32;
         int64_t first = l.window > 0 ? std::max<int64_t>(0, position - l.window + 1) : 0;
         if (l.window > 0 && batch.row_start[token] >= 0) first = std::min<int64_t>(first, batch.row_start[token]);
-        float* scores = space.scores.data() + thread * group * room;
+        float* scores = space.scores.data() + thread * heads_at_once(d) * room;
         int32_t* places = space.places.data() + thread * room;
         find_places(batch.tables + batch.rows[token] * batch.table_size, batch.block_size, first, batch.last[token], places);
         for (int64_t behind = count; behind > 0; ++head, --behind) {
@@ -284,7 +288,7 @@ private:
     }
 
     void attend_group(const Layer& l, const Context<T>& context, int64_t token, int64_t head, int64_t behind, float* scores) {
-        const int64_t group = d.heads / d.kv_heads, most = HEAD_NUMBERS / d.head_dim;
+        const int64_t group = d.heads / d.kv_heads, most = heads_at_once(d);
         float out[HEAD_NUMBERS];
         for (int64_t g = 0; g < group; g += most) {
             const int64_t some = std::min(most, group - g), at = (head + g) * d.head_dim;
@@ -322,15 +326,17 @@ using namespace stride;
 
 extern "C" {
 
-// One forward: keys and values written, logits of the wanted tokens. Called by one thread at a time.
-void stride_decoder_forward(const Decoder* decoder, const Batch* batch, int threads) {
-    static Workspace space;
-    const bool wide = decoder->layers[0].qkv.kind == FLOAT32;
-    space.fit(*decoder, *batch, threads, wide);
-    if (wide && decoder->wide_store) Forward<float, float>(*decoder, *batch, space, threads).run();
-    else if (wide) Forward<float, bf16>(*decoder, *batch, space, threads).run();
-    else if (decoder->wide_store) Forward<bf16, float>(*decoder, *batch, space, threads).run();
-    else Forward<bf16, bf16>(*decoder, *batch, space, threads).run();
+// One forward: keys and values written, logits of the wanted tokens. Called by one thread at a time. 1: out of memory.
+int stride_decoder_forward(const Decoder* decoder, const Batch* batch, int threads) {
+    return guarded([&] {
+        static Workspace space;
+        const bool wide = decoder->layers[0].qkv.kind == FLOAT32;
+        space.fit(*decoder, *batch, threads, wide);
+        if (wide && decoder->wide_store) Forward<float, float>(*decoder, *batch, space, threads).run();
+        else if (wide) Forward<float, bf16>(*decoder, *batch, space, threads).run();
+        else if (decoder->wide_store) Forward<bf16, float>(*decoder, *batch, space, threads).run();
+        else Forward<bf16, bf16>(*decoder, *batch, space, threads).run();
+    });
 }
 
 }  // extern "C"

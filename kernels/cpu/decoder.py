@@ -23,7 +23,7 @@ def has_heads_of(size: int) -> bool:
 
 @dataclass(frozen=True)
 class Norm:
-    """`weight * x / rms(x)`, or layer norm in a `centred` decoder; float32 weight and bias [size]."""
+    """`weight * x / rms(x)`, or layer norm in a `centred` decoder, but for queries and keys; float32 weight and bias [size]."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -141,10 +141,14 @@ class CpuDecoder:
     def __init__(self, weights: DecoderWeights, store: Tensor) -> None:
         loaded = library()
         assert loaded is not None, "callers ask library() first"
-        if not has_heads_of(weights.head_dim) or weights.rotary_size > 2 * HEAD_SIZES[-1]:
+        if not has_heads_of(weights.head_dim):
             raise ValueError(f"heads of {weights.head_dim} are not among the kernel's sizes")
-        wide = {linear.kind == KINDS[torch.float32] for layer in weights.layers for linear in (layer.qkv, weights.head)}
-        if len(wide) != 1:
+        if weights.rotary_size % 2 or weights.rotary_size > weights.head_dim:
+            raise ValueError(f"{weights.rotary_size} numbers of a head of {weights.head_dim} cannot turn")
+        if store.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"keys and values must be float32 or bfloat16, not {store.dtype}")
+        linears = [linear for layer in weights.layers for linear in (layer.qkv, layer.out, layer.up, layer.down)]
+        if len({linear.kind == KINDS[torch.float32] for linear in (*linears, weights.head)}) != 1:
             raise ValueError("either all weights are float32 or none")
         self._run = loaded.stride_decoder_forward
         self._weights, self._store = weights, store
@@ -163,13 +167,12 @@ class CpuDecoder:
         """
         logits = torch.empty(len(batch.wanted), self._weights.head.outputs)
         blocks, block_size = self._store.shape[1:3]
-        addresses = (
-            x, self._store, batch.positions, batch.slots, batch.rows, batch.row_start, batch.last, batch.tables, batch.wanted,
-            logits,
-        )  # fmt: skip
+        long, short = torch.int64, torch.int32
         job = _Batch(
-            *map(pointer, addresses), len(x), batch.tables.shape[1], block_size, blocks * block_size, len(batch.wanted),
-            batch.tables.shape[1] * block_size,
+            pointer(x, torch.float32), pointer(self._store), pointer(batch.positions, long), pointer(batch.slots, long),
+            pointer(batch.rows, short), pointer(batch.row_start, short), pointer(batch.last, long),
+            pointer(batch.tables, short), pointer(batch.wanted, long), pointer(logits), len(x), batch.tables.shape[1], block_size, blocks * block_size, len(batch.wanted),
+            int(batch.last.max()) + 1,
         )  # fmt: skip
         self._run(ctypes.byref(self._decoder), ctypes.byref(job), threads)
         return logits

@@ -52,12 +52,16 @@ public:
             for (int64_t i = batch.words[row]; i < batch.words[row + 1]; ++i) owner[pictures + i] = row;
             longest = std::max(longest, f.patches + batch.words[row + 1] - batch.words[row]);
         }
+        longest = (longest + 31) / 32 * 32;
+        scratch_size = std::max((2 * size + 4) * longest, f.patches * f.width);
+        fit(scratch, threads * scratch_size);
     }
 
     void run() {
-        Pool::shared().run(threads, [this](int) {
+        Pool::shared().run(threads, [this](int thread) {
             int phase = 0;
-            for (int64_t i = 0; i < f.block_count; ++i) block(f.blocks[i], i + 1 == f.block_count, phase);
+            float* mine = scratch.data() + thread * scratch_size;
+            for (int64_t i = 0; i < f.block_count; ++i) block(f.blocks[i], i + 1 == f.block_count, phase, mine);
             read(phase);
         });
     }
@@ -69,10 +73,10 @@ private:
     const FlowBatch& batch;
     const int threads;
     const int64_t pictures, tokens, size;
-    int64_t longest;
+    int64_t longest, scratch_size;
     std::vector<int64_t> owner;
     static inline std::vector<A> a, b;
-    static inline std::vector<float> qkv;
+    static inline std::vector<float> qkv, scratch;
     Team team;
 
     template <class T>
@@ -103,16 +107,16 @@ private:
         }
     }
 
-    void block(const FlowBlock& l, bool last, int& phase) {
+    void block(const FlowBlock& l, bool last, int& phase, float* mine) {
         const int64_t kept = last ? pictures : tokens;
         team.share(phase, tokens, 8, [&](int64_t i) { modulated(l, i, SHIFT1, SCALE1, a.data() + i * f.width); });
         product(l.qkv, a.data(), tokens, phase, [&](int64_t row, int64_t output, const float* values) {
             float* to = qkv.data() + row * 3 * f.width + output;
             for (int j = 0; j < PANEL; j += 16) _mm512_storeu_ps(to + j, _mm512_load_ps(values + j));
         });
-        team.share(phase, batch.rows * f.heads, 1, [&](int64_t i) { attend(l, i / f.heads, i % f.heads, last); });
+        team.share(phase, batch.rows * f.heads, 1, [&](int64_t i) { attend(l, i / f.heads, i % f.heads, last, mine); });
         gated(l, l.out, a.data(), kept, GATE1, phase);
-        team.share(phase, batch.rows, 1, [&](int64_t row) { mix(l, row, last); });
+        team.share(phase, batch.rows, 1, [&](int64_t row) { mix(l, row, last, mine); });
         product(l.up, a.data(), kept, phase, [&](int64_t row, int64_t output, const float* values) {
             A* to = b.data() + row * l.up.outputs + output;
             for (int j = 0; j < PANEL; j += 16) store(to + j, activate(_mm512_load_ps(values + j), RELU_SQUARED), 0xffff);
@@ -149,13 +153,10 @@ private:
     }
 
     // One head of one row: every query sees all patches and words of its row.
-    void attend(const FlowBlock& l, int64_t row, int64_t head, bool last) {
+    void attend(const FlowBlock& l, int64_t row, int64_t head, bool last, float* mine) {
         const int64_t count = f.patches + batch.words[row + 1] - batch.words[row], queries = last ? f.patches : count;
         const int64_t stride = (count + 31) / 32 * 32;
-        thread_local std::vector<float> keys, values, scores;
-        fit(keys, size * stride);
-        fit(values, stride * size);
-        fit(scores, 4 * stride);
+        float *keys = mine, *values = keys + size * stride, *scores = values + size * stride;
         float one[512];
         for (int64_t i = 0; i < stride; ++i) {
             if (i >= count) {
@@ -165,7 +166,7 @@ private:
             const float* from = qkv.data() + token_of(row, i) * 3 * f.width + f.width + head * size;
             turned(from, i, 1.0f, one);
             for (int64_t j = 0; j < size; ++j) keys[j * stride + i] = one[j];
-            for (int64_t j = 0; j < size; j += 16) _mm512_storeu_ps(values.data() + i * size + j, load(from + f.width + j));
+            for (int64_t j = 0; j < size; j += 16) _mm512_storeu_ps(values + i * size + j, load(from + f.width + j));
         }
         const float gain = l.gains[head] / std::sqrt(static_cast<float>(size));
         float four[4 * 512];
@@ -174,10 +175,10 @@ private:
                 const int64_t at = std::min(q + i, queries - 1);
                 turned(qkv.data() + token_of(row, at) * 3 * f.width + head * size, at, gain, four + i * size);
             }
-            score(four, keys.data(), stride, scores.data());
+            score(four, keys, stride, scores);
             float factors[4];
-            for (int64_t i = 0; i < 4; ++i) factors[i] = soften(scores.data() + i * stride, count);
-            weigh(values.data(), scores.data(), stride, count, factors, four);
+            for (int64_t i = 0; i < 4; ++i) factors[i] = soften(scores + i * stride, count);
+            weigh(values, scores, stride, count, factors, four);
             for (int64_t i = 0; i < 4 && q + i < queries; ++i) {
                 A* to = a.data() + token_of(row, q + i) * f.width + head * size;
                 for (int64_t j = 0; j < size; j += 16) store(to + j, load(four + i * size + j), 0xffff);
@@ -229,21 +230,19 @@ private:
     }
 
     // What the MLP of a row sees: modulated tokens, the patches with their 3x3 neighbourhood's filtered sum added.
-    void mix(const FlowBlock& l, int64_t row, bool last) {
-        thread_local std::vector<float> plane;
-        fit(plane, f.patches * f.width);
-        for (int64_t i = 0; i < f.patches; ++i) modulated(l, row * f.patches + i, SHIFT2, SCALE2, plane.data() + i * f.width);
+    void mix(const FlowBlock& l, int64_t row, bool last, float* plane) {
+        for (int64_t i = 0; i < f.patches; ++i) modulated(l, row * f.patches + i, SHIFT2, SCALE2, plane + i * f.width);
         for (int64_t y = 0; y < f.side; ++y)
             for (int64_t z = 0; z < f.side; ++z) {
                 const int64_t i = y * f.side + z;
                 A* to = a.data() + (row * f.patches + i) * f.width;
                 for (int64_t j = 0; j < f.width; j += 16) {
-                    __m512 sum = _mm512_add_ps(load(plane.data() + i * f.width + j), load(l.bias + j));
+                    __m512 sum = _mm512_add_ps(load(plane + i * f.width + j), load(l.bias + j));
                     for (int64_t dy = -1; dy <= 1; ++dy)
                         for (int64_t dz = -1; dz <= 1; ++dz) {
                             if (y + dy < 0 || y + dy >= f.side || z + dz < 0 || z + dz >= f.side) continue;
                             const int64_t other = i + dy * f.side + dz, tap = (dy + 1) * 3 + dz + 1;
-                            sum = _mm512_fmadd_ps(load(plane.data() + other * f.width + j), load(l.kernel + tap * f.width + j), sum);
+                            sum = _mm512_fmadd_ps(load(plane + other * f.width + j), load(l.kernel + tap * f.width + j), sum);
                         }
                     store(to + j, sum, 0xffff);
                 }
@@ -278,8 +277,11 @@ private:
 
 using namespace stride;
 
-// One forward. Width is a multiple of 32, a head's size of 32 and at most 512. Called by one thread at a time.
-extern "C" void stride_flow_forward(const Flow* flow, const FlowBatch* batch, int threads) {
-    if (flow->head.kind == FLOAT32) FlowForward<float>(*flow, *batch, threads).run();
-    else FlowForward<bf16>(*flow, *batch, threads).run();
+// One forward. Width is a multiple of 32, a head's size of 32 and at most 512. Called by one thread at a time. 1: out of
+// memory.
+extern "C" int stride_flow_forward(const Flow* flow, const FlowBatch* batch, int threads) {
+    return guarded([&] {
+        if (flow->head.kind == FLOAT32) FlowForward<float>(*flow, *batch, threads).run();
+        else FlowForward<bf16>(*flow, *batch, threads).run();
+    });
 }

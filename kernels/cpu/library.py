@@ -73,6 +73,11 @@ def compile_library() -> Path:
     return path
 
 
+def _checked(status: int) -> None:
+    if status:
+        raise MemoryError("a CPU kernel could not reserve the memory for a forward")
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The loaded library, or None (and a line in the log) where it cannot be had."""
@@ -85,6 +90,7 @@ def library() -> ctypes.CDLL | None:
         return None
     loaded.stride_packed_bytes.restype = ctypes.c_int64
     loaded.stride_packed_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
-    for name in ("stride_pack", "stride_unpack_rows", "stride_decoder_forward", "stride_flow_forward", "stride_draw_tokens"):
-        getattr(loaded, name).restype = None
+    loaded.stride_unpack_rows.restype = None
+    for name in ("stride_pack", "stride_decoder_forward", "stride_flow_forward", "stride_draw_tokens"):
+        getattr(loaded, name).restype = _checked
     return loaded

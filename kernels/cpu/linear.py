@@ -47,6 +47,8 @@ class PackedLinear:
 
     def rows(self, index: Tensor) -> Tensor:
         """Rows int64 [N] of the weight as float32 [N, inputs], as an embedding reads them."""
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.outputs:
+            raise IndexError(f"rows {index.min()} to {index.max()} of {self.outputs}")
         out = torch.empty(len(index), self.inputs)
         index = index.contiguous()
         _library().stride_unpack_rows(
@@ -85,9 +87,9 @@ def pack(weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
     return PackedLinear(packed, _ordered(scale, order), _ordered(bias, order), len(order), weight.shape[1], kind)
 
 
-def pointer(tensor: Tensor | None) -> int | None:
-    """Address of a contiguous tensor's first element; None stays None."""
-    assert tensor is None or tensor.is_contiguous()
+def pointer(tensor: Tensor | None, dtype: torch.dtype | None = None) -> int | None:
+    """Address of the first element of a contiguous tensor, of this dtype if one is given; None stays None."""
+    assert tensor is None or (tensor.is_contiguous() and dtype in (None, tensor.dtype))
     return None if tensor is None else tensor.data_ptr()
 
 

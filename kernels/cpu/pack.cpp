@@ -11,7 +11,7 @@ int64_t stride_packed_bytes(int64_t outputs, int64_t inputs, int kind) {
 }
 
 // `order` [outputs]: the row of `weight` [*, inputs] (of the packed kind) that each output takes, or -1 for zeros.
-void stride_pack(const void* weight, const int64_t* order, int64_t outputs, int64_t inputs, int kind, void* packed, int threads) {
+int stride_pack(const void* weight, const int64_t* order, int64_t outputs, int64_t inputs, int kind, void* packed, int threads) {
     const Kind what = static_cast<Kind>(kind);
     const int64_t bytes = element_bytes(what);
     const auto one = [&](int64_t panel) {
@@ -32,10 +32,12 @@ void stride_pack(const void* weight, const int64_t* order, int64_t outputs, int6
             }
         }
     };
-    Team team(1);
-    Pool::shared().run(threads, [&](int) {
-        int phase = 0;
-        team.share(phase, panels(outputs), 1, one);
+    return guarded([&] {
+        Team team(1);
+        Pool::shared().run(threads, [&](int) {
+            int phase = 0;
+            team.share(phase, panels(outputs), 1, one);
+        });
     });
 }
 

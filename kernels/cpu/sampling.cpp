@@ -21,11 +21,24 @@ struct Drawing {
     int64_t rows, vocabulary;
 };
 
+// What a thread needs to draw a row.
+struct Desk {
+    std::vector<float> p, kept;
+    std::vector<uint64_t> keys;
+
+    void fit(int64_t vocabulary) {
+        if (static_cast<int64_t>(p.size()) < vocabulary) p.resize(vocabulary);
+        keys.reserve(vocabulary);
+        kept.reserve(vocabulary);
+    }
+};
+
 struct Row {
     const float* logits;
     int64_t size;
     std::vector<float>& p;
     std::vector<uint64_t>& keys;
+    std::vector<float>& kept;
 
     // Index of the first highest logit.
     int64_t best() const {
@@ -124,8 +137,7 @@ struct Row {
             }
             keys.resize(heaviest(top_p * whole));
         }
-        std::vector<float> kept;
-        kept.reserve(keys.size());
+        kept.clear();
         for (const uint64_t k : keys) kept.push_back(weight(k));
         std::fill(p.begin(), p.begin() + size, 0.0f);
         for (size_t i = 0; i < keys.size(); ++i) p[keys[i] & 0xffffffff] = kept[i];
@@ -148,11 +160,8 @@ struct Row {
     }
 };
 
-inline void draw_row(const Drawing& d, int64_t row) {
-    thread_local std::vector<float> p;
-    thread_local std::vector<uint64_t> keys;
-    if (static_cast<int64_t>(p.size()) < d.vocabulary) p.resize(d.vocabulary);
-    Row r{d.logits + row * d.vocabulary, d.vocabulary, p, keys};
+inline void draw_row(const Drawing& d, int64_t row, Desk& desk) {
+    Row r{d.logits + row * d.vocabulary, d.vocabulary, desk.p, desk.keys, desk.kept};
     const int64_t best = r.best();
     const float highest = r.logits[best], temperature = d.temperature[row];
     const double plain = r.soften(highest, 1.0f, temperature == 1.0f);
@@ -168,10 +177,15 @@ inline void draw_row(const Drawing& d, int64_t row) {
 
 }  // namespace stride
 
-extern "C" void stride_draw_tokens(const stride::Drawing* drawing, int threads) {
-    stride::Team team(1);
-    stride::Pool::shared().run(threads, [&](int) {
-        int phase = 0;
-        team.share(phase, drawing->rows, 1, [&](int64_t row) { stride::draw_row(*drawing, row); });
+extern "C" int stride_draw_tokens(const stride::Drawing* drawing, int threads) {
+    return stride::guarded([&] {
+        stride::Team team(1);
+        static std::vector<stride::Desk> desks;
+        if (static_cast<int>(desks.size()) < threads) desks.resize(threads);
+        for (int i = 0; i < threads; ++i) desks[i].fit(drawing->vocabulary);
+        stride::Pool::shared().run(threads, [&](int thread) {
+            int phase = 0;
+            team.share(phase, drawing->rows, 1, [&](int64_t row) { stride::draw_row(*drawing, row, desks[thread]); });
+        });
     });
 }

@@ -7,8 +7,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -45,6 +47,17 @@ private:
     std::vector<Phase> phases_;
 };
 
+// Runs the body of an entry point: 0, or 1 when memory ran out. Nothing may be thrown into C, and jobs do not allocate.
+template <class Body>
+int guarded(Body body) {
+    try {
+        body();
+        return 0;
+    } catch (const std::exception&) {
+        return 1;
+    }
+}
+
 // The process's own threads, asleep between jobs.
 class Pool {
 public:
@@ -56,9 +69,13 @@ public:
     // Calls job(thread) in this thread and in up to `threads - 1` others, which come as soon as they can, or not at all.
     void run(int threads, const std::function<void(int)>& job) {
         std::lock_guard<std::mutex> one(running_);
-        while (static_cast<int>(workers_) < threads - 1) {
-            const int id = ++workers_;
-            std::thread([this, id] { serve(id); }).detach();
+        while (workers_ < threads - 1 && !refused_) {
+            try {
+                std::thread([this, id = workers_ + 1] { serve(id); }).detach();
+                ++workers_;
+            } catch (const std::system_error&) {
+                refused_ = true;  // those that are there do the work
+            }
         }
         {
             std::lock_guard<std::mutex> lock(mutex_);
@@ -84,6 +101,7 @@ private:
     const std::function<void(int)>* job_ = nullptr;
     uint64_t epoch_ = 0;
     int wanted_ = 0, workers_ = 0;
+    bool refused_ = false;
     std::atomic<int> inside_{0};
 
     void serve(int id) {

@@ -21,9 +21,12 @@ inline __m512 load(const bf16* from, __mmask16 mask) { return widen(_mm256_maskz
 inline void store(float* to, __m512 value, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, value); }
 inline void store(bf16* to, __m512 value, __mmask16 mask) { _mm256_mask_storeu_epi16(to, mask, narrow(value)); }
 
+// Minimum and maximum give their second operand where one is not a number: x stands there, so that nothing that went
+// wrong is made to look right.
+
 // e^x to about one unit in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, and e^r by a polynomial of degree 6.
 inline __m512 exp(__m512 x) {
-    x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.3f)), _mm512_set1_ps(-87.3f));
+    x = _mm512_max_ps(_mm512_set1_ps(-87.3f), _mm512_min_ps(_mm512_set1_ps(88.3f), x));
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -61,10 +64,10 @@ inline __m512 activate(__m512 x, Activation kind) {
     switch (kind) {
         case SILU: return _mm512_mul_ps(x, sigmoid(x));
         case RELU_SQUARED: {
-            const __m512 positive = _mm512_max_ps(x, _mm512_setzero_ps());
+            const __m512 positive = _mm512_max_ps(_mm512_setzero_ps(), x);
             return _mm512_mul_ps(positive, positive);
         }
-        case RELU: return _mm512_max_ps(x, _mm512_setzero_ps());
+        case RELU: return _mm512_max_ps(_mm512_setzero_ps(), x);
         case GELU: {
             const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
             return _mm512_fmadd_ps(half, erf(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678f))), half);

@@ -238,6 +238,23 @@ def test_a_token_is_the_same_bit_for_bit_in_any_batch_and_on_any_threads(dtype: 
         at += len(x)
 
 
+@pytest.mark.parametrize("name,place", [("gemma2", "key"), ("gemma2", "head"), ("gpt2", "up"), ("llama", "key"), ("relu", "up")])
+def test_what_is_not_a_number_is_never_hidden(name: str, place: str) -> None:
+    shape = SHAPES.get(name, Shape(activation="relu", gated=False))
+    reference = Reference(shape, torch.float32)
+    store = empty_store(shape, torch.float32)
+    x, table = reference.random(9, HIDDEN), [1, 2, 0]
+    if place == "head":
+        reference.head[0][5, 7] = float("nan")
+    elif place == "up":
+        reference.linears[0]["up"][0][3, 4] = float("nan")
+    kernel = CpuDecoder(reference.weights(), store)
+    kernel.forward(x[:8].clone(), batch_of([(0, 8, table, False)]), 2)
+    if place == "key":
+        store[:, 2, 1, 0] = float("nan")
+    assert not torch.isfinite(kernel.forward(x[8:].clone(), batch_of([(8, 1, table, False)]), 2)).all()
+
+
 def test_int8_weights_are_what_they_stand_for() -> None:
     shape = Shape()
     reference = Reference(shape, torch.bfloat16)

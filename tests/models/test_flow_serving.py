@@ -62,3 +62,12 @@ def test_a_shape_that_the_kernel_lacks_runs_in_torch() -> None:
     small = network(width=16, heads=2)
     assert isinstance(flow_evaluator(small, 1), TorchFlow)
     assert hasattr(small, "blocks")
+
+
+@needs_kernel
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["blocks.0.qkv.weight", "blocks.2.up.weight", "decode_up.bias", "patch_embed.bias"])
+def test_what_is_not_a_number_is_never_hidden(name: str) -> None:
+    broken = network()
+    broken.get_parameter(name)[3].fill_(float("nan"))
+    assert not torch.isfinite(KernelFlow(broken, 2)(*inputs(3))).all()
