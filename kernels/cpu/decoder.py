@@ -171,7 +171,8 @@ class CpuDecoder:
         job = _Batch(
             pointer(x, torch.float32), pointer(self._store), pointer(batch.positions, long), pointer(batch.slots, long),
             pointer(batch.rows, short), pointer(batch.row_start, short), pointer(batch.last, long),
-            pointer(batch.tables, short), pointer(batch.wanted, long), pointer(logits), len(x), batch.tables.shape[1], block_size, blocks * block_size, len(batch.wanted),
+            pointer(batch.tables, short), pointer(batch.wanted, long), pointer(logits), len(x), batch.tables.shape[1],
+            block_size, blocks * block_size, len(batch.wanted),
             int(batch.last.max()) + 1,
         )  # fmt: skip
         self._run(ctypes.byref(self._decoder), ctypes.byref(job), threads)

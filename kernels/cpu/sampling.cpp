@@ -9,6 +9,8 @@
 
 namespace stride {
 
+constexpr float COLDEST = 1e-5f;  // below it, differences of logits overflow, and the argmax is meant
+
 struct Drawing {
     const float* logits;  // [rows, vocabulary]
     const float* temperature;
@@ -166,7 +168,7 @@ inline void draw_row(const Drawing& d, int64_t row, Desk& desk) {
     const float highest = r.logits[best], temperature = d.temperature[row];
     const double plain = r.soften(highest, 1.0f, temperature == 1.0f);
     int64_t token = best;
-    if (temperature > 0.0f) {
+    if (temperature >= COLDEST) {
         const double total = temperature == 1.0f ? plain : r.soften(highest, temperature, true);
         if (d.top_k[row] > 0 || d.top_p[row] < 1.0f) r.restrict_to(d.top_k[row], d.top_p[row], total);
         token = r.draw(d.uniform[row], d.min_p[row]);

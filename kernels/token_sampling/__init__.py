@@ -18,8 +18,8 @@ def draw_tokens(
     """One token a row, and its probability under the plain softmax of the logits.
 
     logits float32 [R, V], -inf where a token is banned; temperature, top_p, min_p, uniform float [R]; top_k int64 [R], 0
-    is off. Rows with temperature 0 take the argmax. The others are drawn by inversion: the first token, in order of the
-    vocabulary, whose cumulative probability exceeds `uniform`. The filters apply in the order top-k, top-p, min-p, each
+    is off. Rows with a temperature below 1e-5 take the argmax. The others are drawn by inversion: the first token, in the
+    vocabulary's order, whose cumulative probability exceeds `uniform`. The filters apply in the order top-k, top-p, min-p, each
     to the distribution at the row's temperature, as in vLLM and transformers. `threads` are for the CPU kernel, which
     draws rows in parallel.
     """

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+COLDEST = 1e-5
+"""Below this temperature differences of logits overflow, and the argmax is meant."""
+
 
 def draw_tokens(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
@@ -12,9 +15,10 @@ def draw_tokens(
     """See `kernels.token_sampling.draw_tokens`."""
     plain = torch.softmax(logits, dim=-1)
     greedy = logits.argmax(dim=-1)
-    if bool((temperature == 0).all()):
+    cold = temperature < COLDEST
+    if bool(cold.all()):
         return greedy, plain.gather(1, greedy[:, None])[:, 0]
-    scale = torch.where(temperature == 0, torch.ones_like(temperature), temperature)
+    scale = torch.where(cold, torch.ones_like(temperature), temperature)
     p = torch.softmax(logits / scale[:, None], dim=-1)
     if bool(((top_k > 0) | (top_p < 1.0)).any()):
         ordered, order = p.sort(dim=-1, descending=True, stable=True)
@@ -29,5 +33,5 @@ def draw_tokens(
     cumulative = p.double().cumsum(-1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
     drawn = (cumulative <= target).sum(-1).clamp(max=p.shape[1] - 1)
-    token = torch.where(temperature == 0, greedy, drawn)
+    token = torch.where(cold, greedy, drawn)
     return token, plain.gather(1, token[:, None])[:, 0]

@@ -100,6 +100,10 @@ class Compiling:
             out.append((message, Following(future.result()) if error is None else GrammarError(str(error))))
         return out
 
+    def expired(self, now: float) -> list[Submit]:
+        """Requests whose deadline has passed; they are still to be taken out."""
+        return [m for m, _ in self._waiting.values() if m.deadline is not None and m.deadline <= now]
+
     def ids(self) -> list[str]:
         return list(self._waiting)
 

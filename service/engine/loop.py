@@ -86,20 +86,19 @@ class Engine:
         """Run one forward, if there is work."""
         began = self._clock()
         events: list[FromEngine] = []
-        for request in self.scheduler.expired(began):
-            self.scheduler.remove(request.id)
-            self._missed[request.submit.model] += 1
-            events.append(deadline_failure(request, began))
         for message, grammar in self._compiling.ready(0.0 if self.scheduler.requests else COMPILE_WAIT_SECONDS):
             if isinstance(grammar, GrammarError):
                 events.append(Failed(message.id, 400, "invalid_value", f"the grammar cannot be followed: {grammar}"))
             else:
                 events += self._queue(message, self.models[message.model], grammar)
+        events += self._expire(began)
         batch = self.scheduler.next_batch(began)
         if batch is None:
             self.scheduler.check_books()
             return events
-        moves = [_move(item) for item in batch.items]
+        moves, failures = self._moves(batch)
+        if failures:
+            return [*events, *failures]  # what is left is chosen anew
         chosen = self._clock()
         outcomes = self._run(self.models[batch.model].worker, moves)
         ran = self._clock()
@@ -111,6 +110,27 @@ class Engine:
             events += self._fold(item, outcome, ran)
         prompt += sum(request.prefilled for request in texts)
         return [*events, _report(batch, prompt, ran - chosen, chosen - began + self._clock() - ran)]
+
+    def _expire(self, now: float) -> list[FromEngine]:
+        """Ends what has waited beyond its deadline, for memory or for its grammar."""
+        late = [*(request.submit for request in self.scheduler.expired(now)), *self._compiling.expired(now)]
+        for submit in late:
+            if self.scheduler.remove(submit.id) is None:
+                self._compiling.pop(submit.id)
+            self._missed[submit.model] += 1
+        return [deadline_failure(submit, now) for submit in late]
+
+    def _moves(self, batch: Batch) -> tuple[list[TokenMove | LatentMove], list[FromEngine]]:
+        """What the worker gets; a request that cannot say what it wants next fails, and no other."""
+        moves: list[TokenMove | LatentMove] = []
+        failures: list[FromEngine] = []
+        for item in batch.items:
+            try:
+                moves.append(_move(item))
+            except Exception as error:
+                self.scheduler.remove(item.request.id, failed=True)
+                failures.append(Failed(item.request.id, 500, "move_failed", f"the request's next move failed: {error}"))
+        return moves, failures
 
     def gauges(self) -> Gauges:
         """How things stand, with the share of time since the last call that forwards took."""

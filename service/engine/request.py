@@ -281,9 +281,9 @@ class ImageRequest(Request):
 AnyRequest = TextRequest | ImageRequest
 
 
-def deadline_failure(request: AnyRequest, now: float) -> Failed:
-    waited = now - request.submit.arrived
+def deadline_failure(submit: Submit, now: float) -> Failed:
+    waited = now - submit.arrived
     return Failed(
-        request.id, 504, "deadline_exceeded",
+        submit.id, 504, "deadline_exceeded",
         f"the deadline passed after {waited:.3f} s in the queue, before the request could start", "deadline_ms",
     )  # fmt: skip

@@ -39,12 +39,17 @@ class ModelSpec:
         """
         place, *rest = text.split(",")
         name, separator, path = place.partition("=")
+        if not name or (separator and not path):
+            missing = "a folder or hub id" if name else "a name"
+            raise ModelError(f"--model {text}: {missing} is missing; NAME=FOLDER_OR_HUB_ID")
         folder = Path(path) if separator else EMBEDDED / name
         options: dict[str, str] = {}
         for option in rest:
             key, _, value = option.partition("=")
             if key not in OPTIONS:
                 raise ModelError(f"--model {name}: option {key!r} is not supported; supported: {', '.join(OPTIONS)}")
+            if key in options:
+                raise ModelError(f"--model {name}: {key} is given twice")
             options[key] = value
         hub_id = None
         if not (folder / "config.json").is_file():

@@ -67,10 +67,13 @@ def _files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-            names = sorted(set(weight_map.values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{index}: {type(error).__name__}: {error}") from error
+            content = json.loads(index.read_text())
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{index}: {error}") from error
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(weight_map, dict):
+            raise ModelError(f"{index}: weight_map must be an object from tensor names to file names")
+        names = sorted(set(map(str, weight_map.values())))
         files = [folder / name for name in names if isinstance(name, str) and Path(name).name == name]
         missing = next((file for file in files if not file.is_file()), None)
         if len(files) < len(names) or missing:

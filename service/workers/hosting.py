@@ -76,6 +76,11 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
     pool = BlockPool(kv_memory // block_bytes, hosting.kv_block)
     longest = _context(model, pool, block_bytes, kv_memory)
     worker = TokenWorker(model.network, pool, device, threads, _undrawable(model), hosting.batch_invariant)
+    log.info(
+        "%s: %s, %d parameters, %s%s, run by %s, texts up to %d tokens, %s of keys and values",
+        spec.name, model.spec.folder, model.parameters, str(worker.cache.store.dtype).removeprefix("torch."),
+        f" with {spec.quantization} weights" if spec.quantization else "", worker.run_by, longest, readable(kv_memory),
+    )  # fmt: skip
     return TextHost(
         spec.name, model.spec.folder, model.parameters, config, model.eos_token_ids, longest, model.sampling_defaults, pool,
         worker,
@@ -94,8 +99,10 @@ def _device(spec: ModelSpec, hosting: Hosting) -> torch.device:
 
 def _context(model: TextModel, pool: BlockPool, block_bytes: int, kv_memory: int) -> int:
     """The longest text: as long as the model knows, and as the cache has room for when nobody asked for a length."""
-    positions, name = pool.blocks * pool.block_size, model.spec.name
-    if pool.blocks < 1:
+    # A canvas takes places beyond the text.
+    positions = pool.blocks * pool.block_size - max(model.network.config.block_lengths, default=0)
+    name = model.spec.name
+    if positions < 1:
         raise ModelError(f"{name}: kv_memory is {kv_memory} bytes, one block takes {block_bytes}")
     if positions >= model.max_model_len:
         return model.max_model_len

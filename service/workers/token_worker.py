@@ -48,6 +48,7 @@ class TokenWorker:
             network.dtype, device,
         )  # fmt: skip
         kernel = kernel_decoder(network, self.cache.store)
+        self.run_by = "torch" if kernel is None else "the CPU kernel"
         self._forward = (
             TorchForward(network, self.cache, threads, batch_invariant) if kernel is None else KernelForward(kernel, threads)
         )

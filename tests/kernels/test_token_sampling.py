@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -85,3 +87,12 @@ def test_the_cpu_kernel_draws_what_the_reference_draws(vocabulary: int, spread: 
     assert (token != expected).sum() <= 1
     same = token == expected
     torch.testing.assert_close(confidence[same], probability[same], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("draws", [draw_tokens, reference.draw_tokens])
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-6])
+def test_a_tiny_temperature_is_the_argmax(draws: Callable[..., tuple[torch.Tensor, torch.Tensor]], temperature: float) -> None:
+    logits = torch.tensor([[float("-inf"), 1.0, 5.0, 2.0]])
+    one = torch.ones(1)
+    token, _ = draws(logits, one * temperature, torch.zeros(1, dtype=torch.int64), one, 0 * one, one.double() / 2)
+    assert token.tolist() == [2]
