@@ -42,9 +42,10 @@ def create_app(settings: Settings, give_up: Callable[[], None] = lambda: None) -
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         client = EngineClient(settings, metrics.observe, give_up)
-        app.state.service = Service(settings, client, metrics)
+        service = app.state.service = Service(settings, client, metrics)
         await client.start()
         yield
+        service.close()
         await client.stop()
 
     app = FastAPI(title="Stride", version=__version__, description=DESCRIPTION, lifespan=lifespan)

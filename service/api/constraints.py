@@ -1,8 +1,7 @@
-"""What an output must look like, from a request's fields to a grammar that is known to compile."""
+"""What an output must look like, from a request's fields to a grammar that is known to be safe to compile."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -10,10 +9,12 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
 from service.api.sampling_schemas import ResponseFormat, SamplingFields, StructuredOutputs
-from service.engine.grammar import GrammarError, Grammars
+from service.api.trials import Trials
+from service.engine.grammar import GrammarError
 from service.engine.validation import InvalidField
 
-COMPILE_SECONDS = 20.0
+GRAMMAR_BYTES = 128 << 10
+"""Of a grammar's text, which goes to the engine with every output and is kept there while its compiled form is."""
 # Between the parts of JSON a line break and some indentation at most: free whitespace invites a model to write nothing else.
 JSON_STYLE: Any = {"whitespace_pattern": r"\n?[ ]{0,24}", "whitespace_flexible": True}
 ANY_OBJECT = {"type": "object"}
@@ -44,16 +45,20 @@ def refuse_beside(body: SamplingFields, param: str) -> None:
             raise InvalidField(name, f"{name} contradicts {param}, which decides where the text ends")
 
 
-async def compiled(grammars: Grammars, grammar: str, param: str) -> str:
-    """The grammar, once it is known to compile. Raises InvalidField with the reason."""
-    future = asyncio.wrap_future(grammars.compile(grammar))
+async def tried(trials: Trials, grammar: str, param: str) -> str:
+    """The grammar, once it has stood its trial. Raises InvalidField with the reason, EngineUnavailable."""
+    _fits(grammar, param)
     try:
-        await asyncio.wait_for(asyncio.shield(future), COMPILE_SECONDS)
+        await trials.check(grammar)
     except GrammarError as error:
         raise InvalidField(param, f"{param} cannot be followed: {error}") from None
-    except TimeoutError:
-        raise InvalidField(param, f"{param} takes longer than {COMPILE_SECONDS:g} s to compile") from None
     return grammar
+
+
+def _fits(text: str, param: str) -> None:
+    size = len(text.encode(errors="replace"))
+    if size > GRAMMAR_BYTES:
+        raise InvalidField(param, f"{param} makes a grammar of {size} bytes, at most {GRAMMAR_BYTES} are allowed")
 
 
 def _of_format(form: ResponseFormat) -> tuple[str, str]:
@@ -103,6 +108,7 @@ def _schema(given: dict[str, Any] | str, param: str) -> dict[str, Any]:
 
 
 def _lark(text: str, param: str) -> str:
+    _fits(text, param)  # the converter takes its time
     try:
         return str(LLMatcher.grammar_from_lark(any_to_lark(text)))
     except Exception as error:  # the converter is a parser of its own, which raises what it likes

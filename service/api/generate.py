@@ -117,7 +117,7 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
     """Streams `token`, `revision` (a provisional canvas), `preview` (a picture under refinement), `done` and `error`."""
     card = service.card(body.model)
     check_n(service, body.n)
-    work = await _text(service, card, body) if card.kind == "text" else _image(service, card, body)
+    work = await _text(service, request, card, body) if card.kind == "text" else _image(service, card, body)
     procedure, parameters = procedure_parameters(card, body.choice())
     if isinstance(work, TextWork):
         form = "structured_outputs" if body.structured_outputs is not None else "response_format"
@@ -143,7 +143,7 @@ def _check_previews(body: GenerateBody, procedure: str, parameters: dict[str, An
         raise InvalidField("preview_every", message)
 
 
-async def _text(service: Service, card: ModelCard, body: GenerateBody) -> TextWork:
+async def _text(service: Service, request: Request, card: ModelCard, body: GenerateBody) -> TextWork:
     for name in ("size", "negative_prompt"):
         if getattr(body, name) is not None:
             raise InvalidField(name, f"{name} is for image models; {card.name} makes text")
@@ -154,7 +154,9 @@ async def _text(service: Service, card: ModelCard, body: GenerateBody) -> TextWo
     prompt: str | list[int] = body.prompt if body.prompt is not None else body.input_tokens or []
     param = "prompt" if body.prompt is not None else "input_tokens"
     asked = constraints.asked(body)
-    grammar = "" if asked is None else await constraints.compiled(service.grammars(card), asked[1], asked[0])
+    grammar = ""
+    if asked is not None:
+        grammar = await unless_gone(request, None, constraints.tried(service.trials(card), asked[1], asked[0]))
     tokens = await beside_the_loop(len(prompt), lambda: prompt_tokens(service, card, prompt, param))
     return text_work(card, body, tokens, body.max_tokens, "max_tokens", body.stream, grammar)
 

@@ -35,7 +35,7 @@ async def completions(body: CompletionBody, request: Request, service: ServiceDe
     prompts, several = body.prompts(), isinstance(body.prompt, list) and len(body.prompt) > 0
     if len(prompts) * body.candidates() > service.settings.max_waiting:
         raise InvalidField("prompt", f"{len(prompts)} prompts are more than this server queues ({service.settings.max_waiting})")
-    _, grammar = await _form(service, card, body, Tooling())
+    _, grammar = await _form(service, request, card, body, Tooling())
 
     def tokenised() -> list[list[int]]:
         many = several and not isinstance(body.prompt[0], int)
@@ -64,7 +64,7 @@ async def chat_completions(body: ChatBody, request: Request, service: ServiceDep
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidField("top_logprobs", "top_logprobs needs logprobs: true")
     tooling = Tooling.of(body, codec)
-    _, grammar = await _form(service, card, body, tooling)
+    _, grammar = await _form(service, request, card, body, tooling)
 
     def tokenised() -> list[int]:
         return prompt_tokens(service, card, _prompt(body, codec, tooling), "messages", body.add_special_tokens)
@@ -100,8 +100,10 @@ def _check_best_of(service: Service, body: CompletionBody) -> None:
         raise InvalidField("best_of", "best_of above n cannot be streamed: which are best is known at the end")
 
 
-async def _form(service: Service, card: ModelCard, body: CompletionBody | ChatBody, tooling: Tooling) -> tuple[str, str]:
-    """The field that the output's grammar comes from, and the grammar, known to compile; both empty for free text."""
+async def _form(
+    service: Service, request: Request, card: ModelCard, body: CompletionBody | ChatBody, tooling: Tooling
+) -> tuple[str, str]:  # fmt: skip
+    """The field that the output's grammar comes from, and the grammar, which stood its trial; both empty for free text."""
     asked = constraints.asked(body)
     if asked is not None and tooling.form is not None:
         raise InvalidField(asked[0], f"{asked[0]} beside tools is not supported; use tool_choice none")
@@ -110,7 +112,7 @@ async def _form(service: Service, card: ModelCard, body: CompletionBody | ChatBo
         asked = (tooling.param, tooling.grammar)
     if asked is None:
         return "", ""
-    return asked[0], await constraints.compiled(service.grammars(card), asked[1], asked[0])
+    return asked[0], await unless_gone(request, None, constraints.tried(service.trials(card), asked[1], asked[0]))
 
 
 async def _exchange(

@@ -103,8 +103,8 @@ class Job:
             self._service.client.finish(name)
 
 
-async def unless_gone(request: Request, job: Job, answer: Awaitable[T]) -> T:
-    """The answer, raced against the client's disconnect, which cancels the job. Raises ApiError 499 then."""
+async def unless_gone(request: Request, job: Job | None, answer: Awaitable[T]) -> T:
+    """The answer, raced against the client's disconnect, which cancels it and the job. Raises ApiError 499 then."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -120,7 +120,8 @@ async def unless_gone(request: Request, job: Job, answer: Awaitable[T]) -> T:
         leaving.cancel()
         if not work.done():
             work.cancel()
-        job.cancel()
+        if job is not None:
+            job.cancel()
 
 
 def output_seeds(given: int | None, prompts: int, n: int) -> list[int]:

@@ -15,8 +15,9 @@ from fastapi import Depends, Request
 from service import __version__
 from service.api.errors import ApiError
 from service.api.text import TextCodec
+from service.api.trials import Trials
 from service.engine.client import EngineClient, EngineUnavailable
-from service.engine.grammar import GrammarError, Grammars
+from service.engine.grammar import GrammarError, load_tokenizer
 from service.engine.messages import ModelCard
 from service.engine.validation import InvalidField
 from service.metrics import Metrics
@@ -29,7 +30,8 @@ class Service:
     client: EngineClient
     metrics: Metrics
     running: dict[str, list[str]] = field(default_factory=dict)
-    _grammars: dict[str, Grammars] = field(default_factory=dict)
+    _trials: dict[str, Trials] = field(default_factory=dict)
+    _decoders: dict[str, asyncio.Task[Callable[[int], bytes]]] = field(default_factory=dict)
 
     def card(self, name: str, kind: str | None = None) -> ModelCard:
         """Raises EngineUnavailable before the models are known, ApiError 404 or 400 for a wrong one."""
@@ -48,16 +50,26 @@ class Service:
     def codec(folder: str) -> TextCodec:
         return TextCodec(folder)
 
-    def grammars(self, card: ModelCard) -> Grammars:
-        """The model's compiler of grammars, which also knows the bytes of its tokens."""
-        if card.folder not in self._grammars:
-            self._grammars[card.folder] = Grammars(card.folder, card.vocab_size, card.eos_token_ids)
-        return self._grammars[card.folder]
+    def trials(self, card: ModelCard) -> Trials:
+        """Where the model's grammars are tried."""
+        if card.folder not in self._trials:
+            self._trials[card.folder] = Trials(card)
+        return self._trials[card.folder]
+
+    def close(self) -> None:
+        """Ends the processes of the trials."""
+        for trials in self._trials.values():
+            trials.close()
 
     async def token_bytes(self, card: ModelCard) -> Callable[[int], bytes]:
-        """The bytes of a token's text, by its id. Raises InvalidField where the tokeniser cannot tell them."""
+        """The bytes of a token's text, by its id; of a part of a character some of its bytes. Loaded once, beside the loop.
+
+        Raises InvalidField where the tokeniser cannot tell them."""
+        if card.folder not in self._decoders:
+            self._decoders[card.folder] = asyncio.create_task(asyncio.to_thread(_token_bytes, card))
         try:
-            return await asyncio.wrap_future(self.grammars(card).token_bytes())
+            # Shielded: others wait for the same.
+            return await asyncio.shield(self._decoders[card.folder])
         except GrammarError as error:
             raise InvalidField("logprobs", f"logprobs cannot be told: {error}") from None
 
@@ -65,6 +77,11 @@ class Service:
     def fingerprint(card: ModelCard) -> str:
         """OpenAI's `system_fingerprint`: the same while model, weights and version are."""
         return _fingerprint(card.name, card.folder)
+
+
+def _token_bytes(card: ModelCard) -> Callable[[int], bytes]:
+    tokenizer = load_tokenizer(card.folder, card.vocab_size, card.eos_token_ids)
+    return lambda token: tokenizer.decode_bytes([token])
 
 
 @functools.cache

@@ -1,21 +1,28 @@
 """Grammars that an output must follow: compiled once a model, off the loop's thread, and followed token by token.
 
-A grammar is text in llguidance's form; the front end made and checked it (service/api/constraints.py).
+A grammar is text in llguidance's form; the front end made it (service/api/constraints.py) and had it tried in a process
+that may die of it (service/engine/grammar_trial.py), so that compiling it here is known to be safe and quick.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from service.engine.messages import ModelCard, Submit
 
-KEPT = 128
+KEPT = 64
+KEPT_BYTES = 1 << 20
+"""Of text, of all compiled grammars that are kept."""
+STACK_BYTES = 64 << 20
+# A state of the lexer takes 1 to 2 kB, and they come as an output is followed, when no trial can notice any more.
+LIMITS = LLParserLimits(max_lexer_states=32_000, verbose_errors=False)
+REASON_CHARACTERS = 400
 
 
 class GrammarError(ValueError):
@@ -30,42 +37,54 @@ class Grammars:
         self._vocab_size = vocab_size
         self._eos = list(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None
+        self._kept_bytes = 0
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self._compiler = ThreadPoolExecutor(1, "grammar")
+        before = threading.stack_size(STACK_BYTES)
+        self._compiler.submit(lambda: None)  # starts the one thread
+        threading.stack_size(before)
 
     def compile(self, grammar: str) -> Future[LLMatcher]:
         """The matcher at its beginning, to be copied by `Following`; GrammarError inside when there is none."""
         future = self._compiled.get(grammar)
         if future is None:
             future = self._compiled[grammar] = self._compiler.submit(self._compile, grammar)
-            if len(self._compiled) > KEPT:
-                self._compiled.popitem(last=False)
+            self._kept_bytes += len(grammar)
+            # The newest stays whatever its size, for its request.
+            while len(self._compiled) > 1 and (len(self._compiled) > KEPT or self._kept_bytes > KEPT_BYTES):
+                self._kept_bytes -= len(self._compiled.popitem(last=False)[0])
         self._compiled.move_to_end(grammar)
         return future
 
-    def token_bytes(self) -> Future[Callable[[int], bytes]]:
-        """From a token id to the bytes of its text; a part of a character has some of its bytes."""
-        return self._compiler.submit(lambda: partial(_bytes, self._loaded()))
-
-    def _loaded(self) -> LLTokenizer:
-        if self._tokenizer is None:
-            tokenizer = (Path(self._folder) / "tokenizer.json").read_text(encoding="utf-8")
-            try:
-                self._tokenizer = LLTokenizer(tokenizer, n_vocab=self._vocab_size, eos_token=self._eos or None)
-            except BaseException as error:
-                # The library asserts what it cannot hold (a token of very many bytes, say), which Python sees as a panic.
-                raise GrammarError(f"this model's tokeniser is not one that grammars can be used with: {error}") from None
-        return self._tokenizer
+    def forget(self, future: Future[LLMatcher]) -> None:
+        """Nobody waits for this one any more: if its turn has not come yet, it is not compiled."""
+        if future.cancel():
+            for grammar in [each for each, other in self._compiled.items() if other is future]:
+                del self._compiled[grammar]
+                self._kept_bytes -= len(grammar)
 
     def _compile(self, grammar: str) -> LLMatcher:
-        matcher = LLMatcher(self._loaded(), grammar, log_level=0)
-        if matcher.is_error():
-            raise GrammarError(reason(matcher.get_error()))
-        return matcher
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._folder, self._vocab_size, self._eos)
+        return matcher(self._tokenizer, grammar)
 
 
-def _bytes(tokenizer: LLTokenizer, token: int) -> bytes:
-    return tokenizer.decode_bytes([token])
+def load_tokenizer(folder: str, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
+    """The library's form of a model's tokeniser. Raises GrammarError where it has none."""
+    tokenizer = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
+    try:
+        return LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None)
+    except BaseException as error:
+        # The library asserts what it cannot hold (a token of very many bytes, say), which Python sees as a panic.
+        raise GrammarError(f"this model's tokeniser is not one that grammars can be used with: {error}") from None
+
+
+def matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """The compiled grammar at its beginning. Raises GrammarError."""
+    compiled = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    if compiled.is_error():
+        raise GrammarError(reason(compiled.get_error()))
+    return compiled
 
 
 class Compiling:
@@ -85,7 +104,10 @@ class Compiling:
 
     def pop(self, request_id: str) -> Submit | None:
         """Takes a request out before its grammar is there; None if it is not here."""
-        message, _ = self._waiting.pop(request_id, (None, None))
+        message, future = self._waiting.pop(request_id, (None, None))
+        if future is not None and not any(future is other for _, other in self._waiting.values()):
+            assert message is not None
+            self._grammars[message.model].forget(future)
         return message
 
     def ready(self, seconds: float) -> list[tuple[Submit, Following | GrammarError]]:
@@ -114,6 +136,12 @@ class Following:
     def __init__(self, compiled: LLMatcher) -> None:
         self._matcher = compiled.deep_copy()
 
+    def begin(self) -> None:
+        """Raises GrammarError where not even a first token, nor the end of the text, may come."""
+        self.allowed()
+        if self._matcher.is_error():
+            raise GrammarError(reason(self._matcher.get_error()))
+
     def allowed(self) -> bytes:
         """A bit a token, lowest first: those that may come next, the end of the text only where the grammar may end."""
         return self._matcher.compute_bitmask()
@@ -131,5 +159,5 @@ class Following:
 
 
 def reason(message: str) -> str:
-    """The library's message without the dump of its state."""
-    return message.split("<state>")[0].strip()
+    """The library's message without what stands for its state, and not the whole grammar over again."""
+    return message.removesuffix("<non-verbose/>").strip()[:REASON_CHARACTERS]

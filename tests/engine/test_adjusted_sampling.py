@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llguidance import LLMatcher
 
 from service.engine.grammar import GrammarError, Grammars
 from service.engine.messages import Finish, FromEngine, Submit, Tokens
+from service.models.loading import EMBEDDED
 from service.workers.occurrences import Occurrences
 from tests.engine.driving import Outputs, engine_on, finish_all, one_of_every_kind, text_request
 
@@ -115,6 +117,28 @@ def test_a_tokeniser_that_the_library_cannot_hold_refuses_grammars_alone(tmp_pat
     long = {"a" * n: n - 1 for n in range(1, 1200)}
     Tokenizer(models.BPE(long, [("a" * n, "a") for n in range(1, 1199)])).save(str(tmp_path / "tokenizer.json"))
     grammars = Grammars(str(tmp_path), 1199, [])
-    for future in (grammars.compile(OBJECT), grammars.token_bytes()):
-        with pytest.raises(GrammarError, match="tokeniser"):
-            future.result()
+    with pytest.raises(GrammarError, match="tokeniser"):
+        grammars.compile(OBJECT).result()
+
+
+def test_compiled_grammars_are_kept_by_the_length_of_their_text(tmp_path: Path) -> None:
+    def kept(grammars: Grammars, length: int) -> bool:
+        first = grammars.compile(OBJECT)
+        for i in range(20):
+            grammars.compile(LLMatcher.grammar_from_lark(f'start: "{i}"' + " " * length)).result()
+        return grammars.compile(OBJECT) is first
+
+    shutil.copy(EMBEDDED / "shakespeare" / "tokenizer.json", tmp_path)
+    assert kept(Grammars(str(tmp_path), 264, [256]), 10)
+    assert not kept(Grammars(str(tmp_path), 264, [256]), 100_000)
+
+
+def test_a_grammar_that_nobody_waits_for_any_more_is_not_compiled(tmp_path: Path) -> None:
+    shutil.copy(EMBEDDED / "shakespeare" / "tokenizer.json", tmp_path)
+    grammars = Grammars(str(tmp_path), 264, [256])
+    left = [grammars.compile(LLMatcher.grammar_from_regex(f"a{i}" * 10_000)) for i in range(20)]
+    for future in left:
+        grammars.forget(future)
+    assert left[-1].cancelled()
+    again = grammars.compile(LLMatcher.grammar_from_regex("a19" * 10_000))
+    assert again is not left[-1] and again.result() is not None
