@@ -48,7 +48,7 @@ async def completions(body: CompletionBody, request: Request, service: ServiceDe
     if body.echo and body.logprobs is not None:
         raise InvalidField("echo", "echo with logprobs is not supported: those of a prompt are not computed")
     works = [text_work(card, body, each, body.max_tokens, "max_tokens", grammar=grammar) for each in tokens]
-    prefixes = [codec.decode(each) if body.echo else "" for each in tokens]
+    prefixes = await beside_the_loop(sum(map(len, tokens)), lambda: [codec.decode(each) if body.echo else "" for each in tokens])
     return await _exchange(
         service, request, body, works, Tooling(), lambda *common: CompletionExchange(*common, prefixes=prefixes)
     )  # fmt: skip

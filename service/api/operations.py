@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from service.api.errors import RESPONSES, ApiError
+from service.api.preparing import beside_the_loop
 from service.api.schemas import DetokenizeBody, TokenizeBody
 from service.api.service_state import ServiceDep
 from service.engine.messages import ModelCard
@@ -50,10 +51,14 @@ async def procedures(service: ServiceDep) -> dict[str, Any]:
 
 
 @router.post("/v1/tokenize", tags=["Tokens"], responses=RESPONSES, summary="Text to token ids")
-async def tokenize(body: TokenizeBody, service: ServiceDep) -> dict[str, Any]:
+async def tokenize(body: TokenizeBody, service: ServiceDep) -> Response:
     card = service.card(body.model)
-    tokens = service.codec(card.folder).encode(body.prompt)
-    return {"tokens": tokens, "count": len(tokens), "max_model_len": card.max_model_len}
+
+    def answer() -> bytes:
+        tokens = service.codec(card.folder).encode(body.prompt)
+        return msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": card.max_model_len})
+
+    return Response(await beside_the_loop(len(body.prompt), answer), media_type="application/json")
 
 
 @router.post("/v1/detokenize", tags=["Tokens"], responses=RESPONSES, summary="Token ids to text")
@@ -62,7 +67,8 @@ async def detokenize(body: DetokenizeBody, service: ServiceDep) -> dict[str, Any
     beyond = next((token for token in body.tokens if token >= card.vocab_size), None)
     if beyond is not None:
         raise InvalidField("tokens", f"token {beyond} is outside the vocabulary of {card.name}")
-    return {"prompt": service.codec(card.folder).decode(body.tokens)}
+    codec = service.codec(card.folder)
+    return {"prompt": await beside_the_loop(len(body.tokens), lambda: codec.decode(body.tokens))}
 
 
 @router.delete("/v1/requests/{request_id:path}", tags=["Stride"], responses=RESPONSES, summary="Cancel a request")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, TypeVar
 
 from service.api.errors import ApiError
@@ -25,7 +26,7 @@ def prompt_tokens(
     service: Service, card: ModelCard, prompt: str | list[int], param: str = "prompt", special: bool = True
 ) -> list[int]:
     """Token ids of a prompt. Raises InvalidField when it is empty, unknown to the model, or longer than its context."""
-    tokens = service.codec(card.folder).encode(prompt, special) if isinstance(prompt, str) else list(prompt)
+    tokens = _encoded(service, card, prompt, param, special) if isinstance(prompt, str) else list(prompt)
     if not tokens:
         raise InvalidField(param, f"{param} must not be empty")
     beyond = next((token for token in tokens if token >= card.vocab_size), None)
@@ -36,6 +37,15 @@ def prompt_tokens(
             param, f"{param} has {len(tokens)} tokens; {card.name} takes at most {card.max_model_len - 1} and one to generate"
         )
     return tokens
+
+
+def _encoded(service: Service, card: ModelCard, text: str, param: str, special: bool = True) -> list[int]:
+    codec = service.codec(card.folder)
+    longest = codec.longest_text(card.max_model_len)
+    if len(text) > longest:
+        context = f"the context of {card.name}, {card.max_model_len} tokens, holds at most {longest}"
+        raise InvalidField(param, f"{param} has {len(text)} characters; {context}")
+    return codec.encode(text, special)
 
 
 def text_work(
@@ -110,13 +120,13 @@ def _caption(service: Service, card: ModelCard, text: str, param: str) -> list[i
     codec = service.codec(card.folder)
     if not text.strip():
         raise InvalidField(param, f"{param} must not be empty")
-    tokens = codec.encode(text)
+    tokens = _encoded(service, card, text, param)
     unknown = codec.tokenizer.token_to_id("<unk>")
     if unknown in tokens:
-        words = [word for word in text.split() if unknown in codec.encode(word)]
+        words = list(islice((word for word in text.split() if unknown in codec.encode(word)), 5))
         known = sorted(word for word in codec.tokenizer.get_vocab() if not word.startswith("<"))
         listing = f"; it knows: {', '.join(known)}" if len(known) <= 100 else ""
-        raise InvalidField(param, f"{card.name} does not know {', '.join(map(repr, words[:5])) or 'a word'}{listing}")
+        raise InvalidField(param, f"{card.name} does not know {', '.join(map(repr, words)) or 'a word'}{listing}")
     if len(tokens) > card.max_model_len:
         raise InvalidField(param, f"{param} has {len(tokens)} tokens; {card.name} takes at most {card.max_model_len}")
     return tokens

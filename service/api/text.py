@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from service.api.chat_template import ChatTemplate
 
@@ -27,15 +28,23 @@ class TextCodec:
         config_path = Path(folder) / "tokenizer_config.json"
         config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
         self.template = ChatTemplate(Path(folder), config)
+        # Tokenisers that are not BPE may leave characters out: spaces, accents, words without meaning.
+        left_out = 1 if isinstance(self.tokenizer.model, BPE) else 4
+        self._longest = (max(map(len, self.tokenizer.get_vocab()), default=0) + 1) * left_out
+
+    def longest_text(self, tokens: int) -> int:
+        """No text of more characters than this fits into so many tokens, so that encoding one is in vain."""
+        return tokens * self._longest
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """`special`: with what the tokeniser puts around a text; off for a chat, whose template wrote it already."""
-        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        # Of a batch, unlike of one text, the tokeniser releases the interpreter's lock: other threads go on.
+        return list(self.tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids)
 
     def decode(self, tokens: Sequence[int], shown: Mapping[int, str] = MappingProxyType({})) -> str:
         """Special tokens are left out, save those that are `shown`, with their text."""
         if not shown or shown.keys().isdisjoint(tokens):
-            return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+            return str(self.tokenizer.decode_batch([list(tokens)], skip_special_tokens=True)[0])
         out, run = "", list[int]()
         for token in tokens:
             if token in shown:

@@ -229,3 +229,27 @@ def test_json_under_another_content_type_is_refused_and_says_why(server: Server)
 def test_a_message_gives_what_was_sent_and_what_is_allowed(server: Server) -> None:
     error = server.post(GENERATE, TEXT | _procedure("block_diffusion", rule="luck")).json()["error"]
     assert all(word in error["message"] for word in ("rule", "luck", "threshold", "confidence"))
+
+
+def test_a_text_that_cannot_fit_is_refused_for_its_characters_before_it_is_encoded(server: Server) -> None:
+    for path, body, param in (
+        (COMPLETIONS, TEXT | {"prompt": "x" * 1_000_000}, "prompt"),
+        (CHATS, CHAT | {"messages": [{"role": "user", "content": "x" * 1_000_000}]}, "messages"),
+        (IMAGES, IMAGE | {"prompt": "unicorn " * 100_000}, "prompt"),
+    ):
+        response = server.post(path, body)
+        assert response.status_code == 400 and response.json()["error"]["param"] == param
+        assert "characters" in response.json()["error"]["message"]
+
+
+def test_a_caption_of_unknown_words_names_the_first_five(server: Server) -> None:
+    message = server.post(IMAGES, IMAGE | {"prompt": "red u1 u2 u3 u4 u5 u6"}).json()["error"]["message"]
+    assert "'u5'" in message and "u6" not in message
+
+
+def test_a_long_text_is_tokenised_and_comes_back(server: Server) -> None:
+    text = "To be, or not to be. " * 5_000
+    answer = server.post("/v1/tokenize", {"model": "shakespeare", "prompt": text}).json()
+    assert answer["count"] == len(answer["tokens"]) == len(text)
+    back = server.post("/v1/detokenize", {"model": "shakespeare", "tokens": answer["tokens"]}).json()
+    assert back == {"prompt": text}
