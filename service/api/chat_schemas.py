@@ -7,34 +7,34 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from service.api.body import Body
+from service.api.body import Part
 from service.api.sampling_schemas import Schema
 from service.api.schemas import NO_EFFECT, LikeliestCount, Served, TextFields
 from service.engine.validation import InvalidField
 
 
-class TextPart(Body):
+class TextPart(Part):
     type: Literal["text"]
     text: StrictStr
 
 
-class CalledFunction(Body):
+class CalledFunction(Part):
     name: StrictStr
     arguments: StrictStr
 
 
-class ToolCall(Body):
+class ToolCall(Part):
     id: StrictStr
     type: Literal["function"] = "function"
     function: CalledFunction
     index: StrictInt | None = Field(None, description="of a streamed delta; has no effect")
 
 
-class Message(Body):
+class Message(Part):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: StrictStr | list[TextPart] | None = None
+    content: StrictStr | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] | None = None
     name: StrictStr | None = None
-    tool_calls: list[ToolCall] = []
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] = []
     tool_call_id: StrictStr | None = None
     reasoning_content: StrictStr | None = Field(None, description="for templates that show it again")
 
@@ -80,14 +80,14 @@ def _arguments(call: ToolCall, place: str) -> Any:
     return arguments
 
 
-class FunctionDefinition(Body):
+class FunctionDefinition(Part):
     name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: StrictStr | None = None
     parameters: Schema | None = None
     strict: StrictBool | None = Field(None, description="true: calls follow the parameters' schema, whatever tool_choice is")
 
 
-class Tool(Body):
+class Tool(Part):
     type: Literal["function"]
     function: FunctionDefinition
 
@@ -96,17 +96,17 @@ class Tool(Body):
         return {"type": "function", "function": self.function.model_dump(exclude={"strict"}, exclude_none=True)}
 
 
-class NamedFunction(Body):
+class NamedFunction(Part):
     name: StrictStr
 
 
-class NamedTool(Body):
+class NamedTool(Part):
     type: Literal["function"]
     function: NamedFunction
 
 
 class ChatBody(TextFields):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool = False

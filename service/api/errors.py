@@ -91,10 +91,12 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]["loc"][:2]
-        # A union reports one problem a member: the one that got furthest is what the client meant.
-        problem = max((e for e in error.errors() if e["loc"][:2] == first), key=lambda e: len(e["loc"]))
-        place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
+        errors = error.errors()
+        first = errors[0]["loc"][:2]
+        # A union reports a problem of each member: the one that got furthest, and was of the right type, is what was meant.
+        problem = max(
+            (e for e in errors if e["loc"][:2] == first), key=lambda e: (len(e["loc"]), not e["type"].endswith("_type"))
+        )
         if problem["type"] in ("json_invalid", "json_type"):
             return ApiError(400, f"the body is not JSON: {problem['msg']}", None, "invalid_json").response()
         if isinstance(problem.get("input"), bytes):
@@ -102,15 +104,14 @@ def install_handlers(app: FastAPI) -> None:
                 400, "the body must be JSON, sent with Content-Type: application/json", None, "invalid_json"
             ).response()
         unknown = problem["type"] == "extra_forbidden"
-        names = [
-            part for part in place[: -1 if unknown else None] if "[" not in part and "(" not in part and not _is_type_name(part)
-        ]
-        names += place[-1:] if unknown else []
+        names = _names(problem["loc"], error.body, problem["type"] == "missing")
         given = _shown(problem.get("input"))
         code = "missing_field" if problem["type"] == "missing" else "invalid_value"
         if unknown:
             code, given = "unknown_field", ""
-        message = f"{'.'.join(names) or 'the body'}: {problem['msg']}{given if code == 'invalid_value' else ''}"
+        said = problem["type"] not in ("model_type", "model_attributes_type")
+        what = problem["msg"].removeprefix("Value error, ") if said else "Input should be an object"
+        message = f"{'.'.join(names) or 'the body'}: {what}{given if code == 'invalid_value' else ''}"
         return ApiError(400, message, ".".join(names) or None, code).response()
 
     @app.exception_handler(HTTPException)
@@ -129,14 +130,22 @@ def install_handlers(app: FastAPI) -> None:
         return ApiError(500, "an unexpected error; the server's log has the details", None, "internal_error").response()
 
 
-def _is_type_name(part: str) -> bool:
-    """Members of a union that pydantic puts into the location of an error."""
-    return part in ("str", "int", "float", "bool", "dict", "list", "constrained-str", "ProcedureChoice")
+def _names(place: tuple[str | int, ...], body: Any, missing: bool) -> list[str]:
+    """The client's names in the place of an error: pydantic puts members of unions between them, which the body lacks."""
+    names: list[str] = []
+    value: Any = body
+    for i, part in enumerate(place[1:] if place[0] in ("body", "query", "path") else place, start=1):
+        if isinstance(part, int) if isinstance(value, list) else isinstance(value, dict) and part in value:
+            value = value[part]
+            names.append(str(part))
+        elif missing and i == len(place) - 1:
+            names.append(str(part))
+    return names
 
 
 def _shown(value: Any) -> str:
     try:
-        text = json.dumps(value)
-    except (TypeError, ValueError):
-        text = repr(value)
+        text = json.dumps(value[:80] if isinstance(value, str | list) else value)
+    except (TypeError, ValueError, RecursionError):
+        text = f"{value!r:.80}"
     return f" (given: {text if len(text) <= 80 else text[:77] + '...'})"

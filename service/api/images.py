@@ -37,7 +37,8 @@ async def generations(body: ImageBody, request: Request, service: ServiceDep) ->
         theirs = {"procedure.steps": "num_inference_steps", "procedure.guidance": "guidance_scale"}.get(error.param)
         if theirs is None or getattr(body, theirs) is None:
             raise
-        raise InvalidField(theirs, str(error)) from None
+        problem = str(error).removeprefix(f"{error.param.removeprefix('procedure.')}: ")
+        raise InvalidField(theirs, f"{theirs}: {problem}") from None
     if body.negative_prompt:
         check_negative(card, procedure, parameters)
     every = _preview_every(procedure, parameters, body.partial_images)

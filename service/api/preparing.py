@@ -83,9 +83,11 @@ def sampling(card: ModelCard, body: SamplingFields) -> Sampling:
 
 
 def _bias(card: ModelCard, body: SamplingFields) -> dict[int, float]:
+    digits = len(str(card.vocab_size))
     for key in body.logit_bias:
-        if not (key.isascii() and key.isdecimal()) or int(key) >= card.vocab_size:
-            raise InvalidField("logit_bias", f"{key!r} is no token id of {card.name}, which has {card.vocab_size} tokens")
+        is_number = key.isascii() and key.isdecimal() and len(key) <= digits  # of thousands of digits Python makes no int
+        if not is_number or int(key) >= card.vocab_size:
+            raise InvalidField("logit_bias", f"{key!r:.80} is no token id of {card.name}, which has {card.vocab_size} tokens")
     return {int(key): float(bias) for key, bias in body.logit_bias.items() if bias}
 
 

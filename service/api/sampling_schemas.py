@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 
-from service.api.body import Body, Number, TokenId
+from service.api.body import Number, Part, TokenIds
 
 StopString = Annotated[StrictStr, Field(min_length=1)]
 Stop = StopString | Annotated[list[StopString], Field(max_length=16)]
 Schema = dict[str, Any]
+MOST_BIASES = 1024
 
 
-class StructuredOutputs(Body):
+def _few(raw: Any) -> Any:
+    """Counted before each is looked at."""
+    if isinstance(raw, dict) and len(raw) > MOST_BIASES:
+        raise ValueError(f"at most {MOST_BIASES} tokens, not {len(raw)}")
+    return raw
+
+
+LogitBias = Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]], BeforeValidator(_few)]
+
+
+class StructuredOutputs(Part):
     """vLLM's: exactly one of these, which the whole output then follows."""
 
     json_schema: Schema | StrictStr | None = Field(None, alias="json", description="a JSON Schema")
@@ -23,21 +34,21 @@ class StructuredOutputs(Body):
     grammar: Annotated[StrictStr, Field(min_length=1)] | None = Field(None, description="GBNF, or llguidance's Lark")
 
 
-class JsonSchemaFormat(Body):
-    name: StrictStr
+class JsonSchemaFormat(Part):
+    name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: StrictStr | None = None
     json_schema: Schema = Field({}, alias="schema")
     strict: StrictBool | None = Field(None, description="accepted; the schema is enforced either way")
 
 
-class ResponseFormat(Body):
+class ResponseFormat(Part):
     """OpenAI's."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
-class SamplingFields(Body):
+class SamplingFields(Part):
     """Where a model's generation_config.json names a default, it takes the place of the one here."""
 
     temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
@@ -47,10 +58,10 @@ class SamplingFields(Body):
     repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] = 1.0
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
-    logit_bias: Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=1024)] = {}
+    logit_bias: LogitBias = {}
     min_tokens: Annotated[StrictInt, Field(ge=0)] = 0
     ignore_eos: StrictBool = False
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] = []
+    stop_token_ids: Annotated[TokenIds, Field(max_length=64)] = []
     stop: Stop | None = None
     structured_outputs: StructuredOutputs | None = None
     response_format: ResponseFormat | None = None

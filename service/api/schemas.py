@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
 
-from service.api.body import Body, Number, TokenId
+from service.api.body import Body, Number, Part, TokenIds
 from service.api.sampling_schemas import SamplingFields
 
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Priority = Annotated[StrictInt, Field(ge=-(2**31), lt=2**31, description="lower runs first")]
 LikeliestCount = Annotated[StrictInt, Field(ge=0, le=20)]
 NO_EFFECT = "accepted; has no effect"
+
+
+def _kind_of_prompt(raw: Any) -> str | None:
+    """By its first element, so that an error is about the one kind that the client meant."""
+    if not isinstance(raw, list):
+        return "text" if isinstance(raw, str) else None
+    kinds = {str: "texts", list: "lists of token ids", int: "token ids", bool: "token ids"}
+    return kinds.get(type(raw[0])) if raw else "token ids"
+
+
+Prompt = Annotated[
+    Annotated[StrictStr, Tag("text")]
+    | Annotated[TokenIds, Tag("token ids")]
+    | Annotated[list[StrictStr], Field(fail_fast=True), Tag("texts")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("lists of token ids")],
+    Discriminator(
+        _kind_of_prompt,
+        custom_error_type="prompt_type",
+        custom_error_message="Input should be a string, a list of strings, a list of token ids, or a list of lists of token ids",
+    ),
+]
 
 
 class Served(Body):
@@ -37,7 +58,7 @@ class Served(Body):
         return {"name": self.procedure} if isinstance(self.procedure, str) else self.procedure
 
 
-class StreamOptions(Body):
+class StreamOptions(Part):
     include_usage: StrictBool = False
     continuous_usage_stats: StrictBool = Field(False, description="vLLM's: usage so far in every chunk")
 
@@ -56,7 +77,7 @@ class TextFields(Served, SamplingFields):
 
 
 class CompletionBody(TextFields):
-    prompt: StrictStr | list[TokenId] | list[StrictStr] | list[list[TokenId]]
+    prompt: Prompt
     max_tokens: Annotated[StrictInt, Field(ge=1)] = 16
     echo: StrictBool = False
     best_of: Annotated[StrictInt, Field(ge=1, le=128, description="the n with the highest mean logprob of so many")] | None = None
@@ -95,7 +116,7 @@ class ImageBody(Served):
 
 class GenerateBody(Served, SamplingFields):
     prompt: StrictStr | None = None
-    input_tokens: list[TokenId] | None = None
+    input_tokens: TokenIds | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: LikeliestCount | None = None
     size: StrictStr | None = None
@@ -115,4 +136,4 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     model: StrictStr
-    tokens: list[TokenId]
+    tokens: TokenIds

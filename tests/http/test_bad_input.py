@@ -23,6 +23,13 @@ def _procedure(name: str, **parameters: Any) -> dict[str, Any]:
     return {"procedure": {"name": name, **parameters}}
 
 
+def _nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
     (COMPLETIONS, TEXT | {"model": "nobody"}, 404, "model"),
     (COMPLETIONS, TEXT | {"model": "shapes"}, 400, "model"),
@@ -34,6 +41,27 @@ CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
     (COMPLETIONS, TEXT | {"prompt": [1, 10**9]}, 400, "prompt"),
     (COMPLETIONS, TEXT | {"prompt": [1, -4]}, 400, "prompt.1"),
     (COMPLETIONS, TEXT | {"prompt": "x" * 5000}, 400, "prompt"),
+    (COMPLETIONS, TEXT | {"prompt": ["a", 5]}, 400, "prompt.1"),
+    (COMPLETIONS, TEXT | {"prompt": [[1], 5]}, 400, "prompt.1"),
+    (COMPLETIONS, TEXT | {"prompt": [[1], [1.5]]}, 400, "prompt.1.0"),
+    (COMPLETIONS, TEXT | {"prompt": [True]}, 400, "prompt.0"),
+    (COMPLETIONS, TEXT | {"prompt": [1.5] * 200_000}, 400, "prompt"),
+    (COMPLETIONS, TEXT | {"stop_token_ids": ["a"] * 200_000}, 400, "stop_token_ids.0"),
+    (COMPLETIONS, TEXT | {"logit_bias": {str(i): "a" for i in range(100_000)}}, 400, "logit_bias"),
+    (COMPLETIONS, TEXT | {f"field_{i}": 1 for i in range(100_000)}, 400, "field_0"),
+    (GENERATE, {"model": "shakespeare", "input_tokens": ["a"] * 200_000}, 400, "input_tokens.0"),
+    (CHATS, CHAT | {"messages": [5] * 200_000}, 400, "messages.0"),
+    (CHATS, CHAT | {"messages": [{"role": "user", "content": [5] * 200_000}]}, 400, "messages.0.content.0"),
+    (CHATS, CHAT | {"messages": [{"role": "user", "content": []}]}, 400, "messages.0.content"),
+    (CHATS, CHAT | {"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, 400, "tool_choice.type"),
+    (CHATS, CHAT | {"tool_choice": {"type": "function"}}, 400, "tool_choice.function"),
+    (CHATS, CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}}, 400,
+     "response_format.json_schema.name"),
+    (COMPLETIONS, TEXT | {"logit_bias": {"5" * 5000: 1}}, 400, "logit_bias"),
+    (COMPLETIONS, TEXT | {"logit_bias": {"9" * 10: 1}}, 400, "logit_bias"),
+    (COMPLETIONS, TEXT | {"metadata": _nested(950)}, 400, "metadata"),
+    (COMPLETIONS, TEXT | {"structured_outputs": {"json": _nested(950)}}, 400, "structured_outputs"),
+    (CHATS, CHAT | {"tools": [{"type": "function", "function": {"name": "f", "parameters": _nested(900)}}]}, 400, "tools"),
     (COMPLETIONS, TEXT | {"max_tokens": 0}, 400, "max_tokens"),
     (COMPLETIONS, TEXT | {"max_tokens": 1_000_000}, 400, "max_tokens"),
     (COMPLETIONS, TEXT | {"max_tokens": "5"}, 400, "max_tokens"),
@@ -253,3 +281,25 @@ def test_a_long_text_is_tokenised_and_comes_back(server: Server) -> None:
     assert answer["count"] == len(answer["tokens"]) == len(text)
     back = server.post("/v1/detokenize", {"model": "shakespeare", "tokens": answer["tokens"]}).json()
     assert back == {"prompt": text}
+
+
+@pytest.mark.parametrize(
+    "path,body,words",
+    [
+        (COMPLETIONS, TEXT | {"prompt": 5}, ("a string", "list of strings", "token ids", "lists of token ids", "given: 5")),
+        (CHATS, CHAT | {"tool_choice": {"type": "allowed_tools"}}, ("tool_choice.type", "'function'", "allowed_tools")),
+        (CHATS, CHAT | {"messages": [{"role": "user", "content": []}]}, ("at least 1 item", "given: []")),
+        (CHATS, CHAT | {"messages": ["hello"]}, ("messages.0", "an object")),
+        (IMAGES, IMAGE | {"num_inference_steps": 0}, ("num_inference_steps: ", ">= 1", "given: 0")),
+        (IMAGES, IMAGE | {"guidance_scale": 100}, ("guidance_scale: ", "100")),
+        (IMAGES, IMAGE | {"guidance_scale": 9}, ("guidance_scale: ", "1 to 4")),
+    ],
+)  # fmt: skip
+def test_a_message_is_about_the_clients_own_names(server: Server, path: str, body: Any, words: tuple[str, ...]) -> None:
+    message = server.post(path, body).json()["error"]["message"]
+    assert all(word in message for word in words), message
+    assert not any(ours in message for ours in ("NamedTool", "Message", "TextPart")), message
+
+
+def test_a_body_may_be_nested_as_deep_as_schemas_are(server: Server) -> None:
+    assert server.post(COMPLETIONS, TEXT | {"metadata": _nested(98)}).status_code == 200
