@@ -67,10 +67,10 @@ def check_text_and_depth(body: Any) -> None:
             field = _dotted(place).split(".")[0]
             raise ApiError(400, f"{field} is nested deeper than {DEEPEST}", field, "invalid_value")
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(name, str) and not _is_text(name):
+            if isinstance(name, str) and not is_text(name):
                 raise _half_character(_dotted(place))
             if isinstance(item, str):
-                if not _is_text(item):
+                if not is_text(item):
                     raise _half_character(_dotted((place, name)))
             elif item and isinstance(item, dict | list):
                 left.append((item, (place, name), depth + 1))
@@ -89,7 +89,8 @@ def _half_character(place: str) -> ApiError:
     return ApiError(400, message, place or None, "invalid_value")
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """False where it holds half of a surrogate pair, which cannot be sent."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -15,6 +15,7 @@ from service.api.chat_template import ChatTemplate
 
 REPLACEMENT = "\ufffd"
 LONGEST_CHARACTER = 4
+LONGEST_CONTEXT = 64
 
 
 class TextCodec:
@@ -28,6 +29,7 @@ class TextCodec:
         config_path = Path(folder) / "tokenizer_config.json"
         config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
         self.template = ChatTemplate(Path(folder), config)
+        self.special = frozenset(token for token, added in self.tokenizer.get_added_tokens_decoder().items() if added.special)
         # Tokenisers that are not BPE may leave characters out: spaces, accents, words without meaning.
         left_out = 1 if isinstance(self.tokenizer.model, BPE) else 4
         self._longest = (max(map(len, self.tokenizer.get_vocab()), default=0) + 1) * left_out
@@ -67,7 +69,8 @@ class Detokenizer:
 
     def push(self, tokens: Sequence[int], last: bool = False) -> str:
         """The text that these tokens complete; everything that is left when `last`."""
-        self._tokens += tokens
+        # Left out of the text, they would only lengthen what is decoded again and again.
+        self._tokens += [token for token in tokens if token not in self._codec.special or token in self._shown]
         text = self._codec.decode(self._tokens, self._shown)
         whole = len(text)
         if not last:
@@ -75,11 +78,19 @@ class Detokenizer:
             whole -= min(held, LONGEST_CHARACTER)
         fresh = text[self._given : whole]
         self._given = max(self._given, whole)
-        if len(self._tokens) > 64 and self._given == len(text):
-            # Everything is out: decode from here on only what comes, with a little context for leading spaces.
-            self._tokens = self._tokens[-8:]
-            self._given = len(self._codec.decode(self._tokens, self._shown))
+        if len(self._tokens) > LONGEST_CONTEXT:
+            self._trim(text[self._given :])
         return fresh
+
+    def _trim(self, held: str) -> None:
+        """Decode from here on only what comes, with what is held back and a little context for leading spaces: the last
+        tokens whose text ends in what is held back."""
+        for kept in (8, 16, 32):
+            tail = self._codec.decode(self._tokens[-kept:], self._shown)
+            if tail.endswith(held):
+                self._tokens = self._tokens[-kept:]
+                self._given = len(tail) - len(held)
+                return
 
 
 class StopScanner:

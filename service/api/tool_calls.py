@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from service.api.body import is_text
 from service.api.text import overlap
 from service.api.tool_formats import LLAMA3, MISTRAL, ToolFormat
 
@@ -30,6 +31,8 @@ class ArgumentsGoOn:
 
 Piece = Content | CallBegins | ArgumentsGoOn
 
+# A call's name and arguments are looked for in so many characters; further on, only in a whole object.
+LONGEST_HEAD = 512
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[^\s])')
 
 
@@ -53,6 +56,7 @@ class ToolCallParser:
         self._blank = ""
         self._state = self._start if form is LLAMA3 else self._text
         self._value = _Value()
+        self._scanned = 0
 
     def push(self, text: str, last: bool = False) -> list[Piece]:
         self._rest += text
@@ -120,27 +124,28 @@ class ToolCallParser:
             if found:
                 return self._begin(pieces, name.strip(), after)
             return last and self._none(pieces)
-        head = _HEAD.match(rest)
-        if head is not None:
-            return self._begin(pieces, json.loads(head[1]), rest[head.end() :])
-        whole = _Value()
-        size = whole.push(rest.lstrip())
-        if whole.ended:
-            call = _loaded(rest.lstrip()[:size])
+        rest = rest.lstrip()
+        if self._scanned <= LONGEST_HEAD and (head := _HEAD.match(rest, 0, LONGEST_HEAD)) is not None:
+            return self._begin(pieces, _loaded(head[1]), rest[head.end() :])
+        self._scanned += self._value.push(rest[self._scanned :])
+        if self._value.ended:
+            call, after = _loaded(rest[: self._scanned]), rest[self._scanned :]
             arguments = call.get("arguments", call.get("parameters")) if isinstance(call, dict) else None
             if isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(arguments, dict):
-                return self._begin(pieces, call["name"], json.dumps(arguments, ensure_ascii=False) + "}" + rest.lstrip()[size:])
+                return self._begin(pieces, call["name"], json.dumps(arguments) + "}" + after)
             return self._none(pieces)
-        return (last or (bool(rest.strip()) and not rest.lstrip().startswith("{"))) and self._none(pieces)
+        return (last or (bool(rest) and not rest.startswith("{"))) and self._none(pieces)
 
     def _none(self, pieces: list[Piece]) -> bool:
         """What looked like a call is none."""
         pieces.append(Content(("" if self._form is LLAMA3 else self._form.opening) + self._rest))
         self._rest, self._state = "", self._plain if self._form is LLAMA3 else self._text
+        self._value, self._scanned = _Value(), 0
         return False
 
-    def _begin(self, pieces: list[Piece], name: str, rest: str) -> bool:
-        if self._form is LLAMA3 and name not in self._names:
+    def _begin(self, pieces: list[Piece], name: Any, rest: str) -> bool:
+        """`name` None: it was no JSON."""
+        if not isinstance(name, str) or not is_text(name) or (self._form is LLAMA3 and name not in self._names):
             return self._none(pieces)
         pieces.append(CallBegins(len(self.calls), name))
         self.calls.append((name, ""))
@@ -158,6 +163,7 @@ class ToolCallParser:
             return False
         if not isinstance(_loaded(self.calls[-1][1]), dict):
             self.broken = True
+        self._value, self._scanned = _Value(), 0
         self.complete = not self._several
         self._state = self._after
         return True
@@ -167,6 +173,7 @@ class ToolCallParser:
         form, rest = self._form, self._rest
         if form.after:
             _, found, after = rest.partition(form.after.strip())
+            rest = rest[len(rest) - overlap(rest, form.after.strip()) :]
             self._rest, self._state = (after, self._text) if found else (rest, self._after)
             return bool(found)
         if form.split:

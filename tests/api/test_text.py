@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,30 @@ def test_bytes_that_never_become_a_character_come_at_the_end(codec: TextCodec) -
     assert set(detokenizer.push([], last=True)) == {"\ufffd"}
     broken = Detokenizer(codec)
     assert broken.push([0xFF, *b"abc"]).endswith("abc")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bytes_in_any_order_give_the_text_of_all_of_them(codec: TextCodec, seed: int) -> None:
+    """Also where the text is trimmed while it ends in what may become a character; 256 is a special token."""
+    rng = random.Random(seed)
+    alphabet = [0xF0, 0x9F, 0x8E, 0xAD, 0xC3, 0xA9, 0x61, 0xFF, 0xED, 0xA0, 256]
+    tokens, detokenizer = [rng.choice(alphabet) for _ in range(500)], Detokenizer(codec)
+    text = "".join(detokenizer.push([token]) for token in tokens) + detokenizer.push([], last=True)
+    assert text == codec.decode(tokens)
+
+
+@pytest.mark.parametrize("tokens", [[0x9F], [0xF0, 256], [*"é🎭日".encode()], [0xF0, 0x9F]])
+def test_what_is_decoded_again_stays_short(codec: TextCodec, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, longest, detokenizer = codec.decode, 0, Detokenizer(codec)
+
+    def measured(tokens: list[int], shown: Any) -> str:
+        nonlocal longest
+        longest = max(longest, len(tokens))
+        return decode(tokens, shown)
+
+    monkeypatch.setattr(codec, "decode", measured)
+    text = "".join(detokenizer.push([token]) for token in tokens * 300) + detokenizer.push([], last=True)
+    assert longest <= 65 and text == decode(tokens * 300)
 
 
 @pytest.mark.parametrize("seed", range(20))

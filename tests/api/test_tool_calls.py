@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 
+from service.api import tool_calls
 from service.api.tool_calls import ArgumentsGoOn, CallBegins, Content, ToolCallParser
 from service.api.tool_formats import HERMES, LLAMA3, MISTRAL, MISTRAL_SPLIT, ToolFormat
 
@@ -27,6 +29,11 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
     (HERMES, "No call, but 1 < 2 and <tool_cal", "No call, but 1 < 2 and <tool_cal", []),
     (HERMES, "<tool_call>\nnot json\n</tool_call>", "<tool_call>\nnot json\n</tool_call>", []),
     (HERMES, '<tool_call>{"no": "name"}</tool_call>', '<tool_call>{"no": "name"}</tool_call>', []),
+    (HERMES, '<tool_call>{"name": "\\q", "arguments": {}}', '<tool_call>{"name": "\\q", "arguments": {}}', []),
+    (HERMES, '<tool_call>{"name": "\\ud800", "arguments": {}}', '<tool_call>{"name": "\\ud800", "arguments": {}}', []),
+    (HERMES, '<tool_call>{"arguments": {"a": "\\ud800"}, "name": "f"}</tool_call>', "", [("f", '{"a": "\\ud800"}')]),
+    (HERMES, f'<tool_call>{" " * 600}{{{" " * 600}"name": "f", "arguments": {A}}}</tool_call>', "", [("f", A)]),
+    (LLAMA3, '{"answer": "' + "no call " * 200 + '"}', '{"answer": "' + "no call " * 200 + '"}', []),
     (LLAMA3, f'{{"name": "f", "parameters": {A}}}', "", [("f", A)]),
     (LLAMA3, f'<|python_tag|>{{"name": "f", "parameters": {A}}}', "", [("f", A)]),
     (LLAMA3, '{"name": "f", "parameters": {}}; {"name": "get_weather", "parameters": {"a": 2}}', "",
@@ -84,3 +91,24 @@ def test_without_parallel_calls_the_first_is_the_only_one() -> None:
     parser = ToolCallParser(HERMES, NAMES, several=False)
     pieces = parser.push(CASES[1][1], last=True)
     assert parser.complete and [p.name for p in pieces if isinstance(p, CallBegins)] == ["f"]
+
+
+@pytest.mark.parametrize("form", [HERMES, LLAMA3, MISTRAL])
+def test_an_object_that_may_be_a_call_is_looked_at_once_however_many_pieces_it_comes_in(
+    form: ToolFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = 0
+    push = tool_calls._Value.push
+
+    def counted(value: Any, text: str) -> int:
+        nonlocal seen
+        seen += len(text)
+        return push(value, text)
+
+    monkeypatch.setattr(tool_calls._Value, "push", counted)
+    text = '{"answer": "' + "no call " * 1000
+    parser = ToolCallParser(form, NAMES)
+    parser.push(form.opening)
+    for at in range(0, len(text), 4):
+        parser.push(text[at : at + 4])
+    assert seen == len(text)
