@@ -15,6 +15,7 @@ from service.engine.validation import InvalidField
 
 T = TypeVar("T")
 LONG_TEXT = 20_000
+COLDEST = 1e-5
 
 
 async def beside_the_loop(size: int, work: Callable[[], T]) -> T:
@@ -71,15 +72,19 @@ def text_work(
 
 
 def sampling(card: ModelCard, body: SamplingFields) -> Sampling:
-    """What the request says; where it is silent, what the model's generation_config.json says."""
+    """What the request says; where it is silent, what the model's generation_config.json says. A temperature below
+    `COLDEST` is 0, the likeliest token: logits divided by less leave float32."""
 
     def value(name: str) -> float:
         given = name in body.model_fields_set or name not in card.sampling_defaults
         return float(getattr(body, name) if given else card.sampling_defaults[name])
 
     names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    numbers = {name: value(name) for name in names}
+    if numbers["temperature"] < COLDEST:
+        numbers["temperature"] = 0.0
     bias = _bias(card, body)
-    return Sampling(**{name: value(name) for name in names}, top_k=max(int(value("top_k")), 0), logit_bias=bias)
+    return Sampling(**numbers, top_k=max(int(value("top_k")), 0), logit_bias=bias)
 
 
 def _bias(card: ModelCard, body: SamplingFields) -> dict[int, float]:

@@ -51,7 +51,7 @@ class ResponseFormat(Part):
 class SamplingFields(Part):
     """Where a model's generation_config.json names a default, it takes the place of the one here."""
 
-    temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
+    temperature: Annotated[Number, Field(ge=0, le=2, description="0, like all below 1e-5: the likeliest token")] = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[StrictInt, Field(ge=-1, le=1_000_000)] = 0
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0

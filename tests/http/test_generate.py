@@ -74,8 +74,10 @@ def test_usage_tells_the_network_evaluations(server: Server, procedure: str, nfe
 
 
 def test_token_ids_go_in_and_out(server: Server) -> None:
-    tokens = server.post("/v1/tokenize", {"model": "shakespeare", "prompt": "ROMEO: é🎭"}).json()["tokens"]
-    assert server.post("/v1/detokenize", {"model": "shakespeare", "tokens": tokens}).json()["prompt"] == "ROMEO: é🎭"
+    answer = server.post("/v1/tokenize", {"model": "shakespeare", "prompt": "ROMEO: é🎭"}).json()
+    tokens = answer["tokens"]
+    assert answer.keys() == {"tokens", "count", "max_model_len"} and answer["count"] == len(tokens)
+    assert server.post("/v1/detokenize", {"model": "shakespeare", "tokens": tokens}).json() == {"prompt": "ROMEO: é🎭"}
     by_text = {"model": "shakespeare", "prompt": "ROMEO: é🎭", "max_tokens": 9, "temperature": 0}
     by_ids = {"model": "shakespeare", "input_tokens": tokens, "max_tokens": 9, "temperature": 0}
     first, second = (server.post("/v1/generate", body).json()["outputs"][0] for body in (by_text, by_ids))

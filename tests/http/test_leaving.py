@@ -72,12 +72,17 @@ def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
     small.until(small.is_idle)
 
 
-def test_a_deadline_that_passes_in_the_queue_is_a_504(small: Server) -> None:
+def test_a_deadline_that_passes_in_the_queue_is_a_504_or_an_error_event_of_a_stream(small: Server) -> None:
     with httpx.stream("POST", small.url + "/v1/generate", json={**LONG, "stream": True}, timeout=30):
         small.until(lambda: small.metric("stride_requests_running") == 1)
         late = small.post("/v1/completions", {"model": "shakespeare", "prompt": "x", "deadline_ms": 50})
+        body = {"model": "shakespeare", "prompt": "x", "deadline_ms": 50, "stream": True}
+        streamed = [small.post(path, body) for path in ("/v1/completions", "/v1/generate")]
     assert late.status_code == 504 and late.json()["error"]["param"] == "deadline_ms"
-    small.until(lambda: small.metric("stride_deadlines_missed_total") == 1)
+    for answer in streamed:
+        assert answer.status_code == 200 and '"param":"deadline_ms"' in answer.text.replace(": ", ":")
+    assert streamed[1].text.startswith("event: error")
+    small.until(lambda: small.metric("stride_deadlines_missed_total") == 3)
     small.until(small.is_idle)
 
 

@@ -245,3 +245,11 @@ def test_the_documentation_says_400_and_event_streams(chat_server: Server) -> No
     for path in ("/v1/completions", "/v1/chat/completions", "/v1/generate", "/v1/images/generations"):
         assert "text/event-stream" in paths[path]["post"]["responses"]["200"]["content"]
         assert "400" in paths[path]["post"]["responses"]
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 9e-6])
+def test_a_temperature_next_to_nothing_is_the_likeliest_token(client: openai.OpenAI, temperature: float) -> None:
+    asked = {"model": "hermes", "prompt": "The quick", "max_tokens": 12, "logprobs": 1}
+    coldest = client.completions.create(**asked, temperature=0)
+    close = client.completions.create(**asked, temperature=temperature, seed=3)
+    assert close.choices[0].text == coldest.choices[0].text
