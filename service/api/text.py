@@ -65,31 +65,45 @@ class Detokenizer:
         self._shown = shown
         self._tokens: list[int] = []
         self._given = 0
-        self._kept = 0
+        self._pending = 0
 
     def push(self, tokens: Sequence[int], last: bool = False) -> str:
         """The text that these tokens complete; everything that is left when `last`."""
-        # Left out of the text, they would only lengthen what is decoded again and again.
-        self._tokens += [token for token in tokens if token not in self._codec.special or token in self._shown]
-        text = self._codec.decode(self._tokens, self._shown)
-        whole = len(text)
-        if not last:
-            held = whole - len(text.rstrip(REPLACEMENT))
-            whole -= min(held, LONGEST_CHARACTER)
+        fresh = "".join(map(self._next, tokens))
+        return fresh + self._decoded()[self._given :] if last else fresh
+
+    def _decoded(self) -> str:
+        return self._codec.decode(self._tokens, self._shown)
+
+    def _next(self, token: int) -> str:
+        if token in self._codec.special and token not in self._shown:
+            return ""  # it would only lengthen what is decoded again and again
+        self._tokens.append(token)
+        self._pending += 1
+        text = self._decoded()
+        held = len(text) - len(text.rstrip(REPLACEMENT))
+        if held == 0:
+            self._pending = 0
+        elif self._pending >= LONGEST_CHARACTER:
+            # No character has so many bytes: some of them belong to none, and only the last may become one.
+            held = min(held, LONGEST_CHARACTER)
+        # Until then all is held: where bytes are tokens of their own, one that is incomplete hides those before it.
+        whole = len(text) - held
         fresh = text[self._given : whole]
         self._given = max(self._given, whole)
-        if len(self._tokens) > LONGEST_CONTEXT:
-            self._trim(text[self._given :])
+        if len(self._tokens) > LONGEST_CONTEXT and not 0 < self._pending < LONGEST_CHARACTER:
+            self._trim(text)
         return fresh
 
-    def _trim(self, held: str) -> None:
+    def _trim(self, text: str) -> None:
         """Decode from here on only what comes, with what is held back and a little context for leading spaces: the last
-        tokens whose text ends in what is held back."""
-        for kept in (8, 16, 32):
+        tokens that mean the same without those before them."""
+        held = len(text) - self._given
+        for kept in range(8, 17):
             tail = self._codec.decode(self._tokens[-kept:], self._shown)
-            if tail.endswith(held):
+            if len(tail) >= held and text.endswith(tail):
                 self._tokens = self._tokens[-kept:]
-                self._given = len(tail) - len(held)
+                self._given = len(tail) - held
                 return
 
 
