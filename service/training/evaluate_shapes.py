@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from service.models.flow_serving import KernelFlow
 from service.procedures.consistency import consistency
 from service.procedures.ddim import ddim
 from service.procedures.dpmpp_2m import dpmpp_2m
@@ -106,7 +107,9 @@ def evaluate_shapes(options: ShapesEvaluationOptions) -> list[Measurement]:
     measurements = [_measure_reality(options.captions, reality, options.seed)]
     print(measurements[0].to_json(), flush=True)
     if options.bfloat16:
-        model.network.to(torch.bfloat16)
+        model = model.served(options.threads)
+        if isinstance(model.evaluator, KernelFlow):
+            torch.set_num_threads(1)  # the kernel brings its own threads
     for procedure in options.procedures:
         for steps in JUMPS if procedure in ("flow_map", "consistency") else STEPS:
             for guidance in options.guidance:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from service.models.flow_serving import FlowEvaluator, flow_evaluator
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from service.procedures.tables import SamplerTable
 from service.training.caption_tokenizer import encode_captions
@@ -20,10 +21,11 @@ ROWS_A_FORWARD = 128
 
 @dataclass(frozen=True)
 class ShapesModel:
-    """A network with its tokenizer."""
+    """A network with its tokenizer; with an `evaluator` it is run by that, in place of the network."""
 
     network: FlowTransformer
     tokenizer: Tokenizer
+    evaluator: FlowEvaluator | None = None
 
     @classmethod
     def load(cls, folder: Path) -> ShapesModel:
@@ -32,6 +34,11 @@ class ShapesModel:
         weights = load_file(folder / "model.safetensors")
         network.load_state_dict({name: value.float() for name, value in weights.items()})
         return cls(network.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+    def served(self, threads: int) -> ShapesModel:
+        """The same model in bfloat16, run as a server runs it; takes the network over."""
+        network = self.network.to(torch.bfloat16)
+        return ShapesModel(network, self.tokenizer, flow_evaluator(network, threads))
 
     @torch.no_grad()
     def sample(self, captions: list[str], table: SamplerTable, guidance: float, seed: int) -> Tensor:
@@ -56,11 +63,17 @@ class ShapesModel:
             t = torch.full((count,), table.t[row])
             if table.takes_target:
                 scale = torch.full_like(t, guidance)
-                outputs.append(self.network(part, t, torch.full_like(t, table.s[row]), scale, words).float())
+                outputs.append(self._run(part, t, torch.full_like(t, table.s[row]), scale, words))
                 continue
             both = torch.cat([words, empty.expand(count, -1)])
             times = t.repeat(2)
-            velocity = self.network(part.repeat(2, 1, 1, 1), times, times, torch.ones_like(times), both).float()
+            velocity = self._run(part.repeat(2, 1, 1, 1), times, times, torch.ones_like(times), both)
             conditional, unconditional = velocity.chunk(2)
             outputs.append(torch.lerp(unconditional, conditional, guidance))
         return torch.cat(outputs)
+
+    def _run(self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, text: Tensor) -> Tensor:
+        if self.evaluator is None:
+            return self.network(x, t, s, guidance, text).float()
+        pad = self.network.config.pad_token_id
+        return self.evaluator(x, t, s, guidance, [[token for token in row if token != pad] for row in text.tolist()])
