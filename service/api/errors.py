@@ -39,6 +39,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         401: "Missing or wrong API key",
         404: "Unknown model",
         413: "The body is too large",
+        500: "The model's output for this request is not finite, or its forward failed",
         429: "The queue is full; see `Retry-After`",
         503: "The engine is away; see `Retry-After`",
         504: "The deadline passed in the queue",
