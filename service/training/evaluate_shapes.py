@@ -122,22 +122,28 @@ def evaluate_shapes(options: ShapesEvaluationOptions) -> list[Measurement]:
 
 @dataclass(frozen=True)
 class Reality:
-    """Fresh scenes as features [N, D] of a scene classifier, in units of each feature's deviation over real scenes."""
+    """Fresh scenes as features [N, D] of a scene classifier, in units of each feature's deviation over real scenes.
+
+    A feature that real scenes hardly move has no unit, and is left out: one odd picture would be millions of them away.
+    """
 
     classifier: SceneClassifier
     features: Tensor
     deviation: Tensor
+    alive: Tensor
 
     @classmethod
     def load(cls, path: Path, seed: tuple[int, ...]) -> Reality:
         classifier = load_scene_classifier(path)
         features = picture_features(classifier, draw_scenes(seed, REFERENCE_SCENES).images)
-        deviation = features.std(0).clamp_min(1e-6)
-        return cls(classifier, features / deviation, deviation)
+        deviation = features.std(0)
+        alive = deviation > 0.01 * deviation.median()
+        return cls(classifier, features[:, alive] / deviation[alive], deviation[alive], alive)
 
     def distance(self, pictures: Tensor) -> float:
         """Fréchet distance of pictures [N, 3, 32, 32] to the scenes."""
-        return frechet_distance(picture_features(self.classifier, pictures) / self.deviation, self.features)
+        features = picture_features(self.classifier, pictures)[:, self.alive]
+        return frechet_distance(features / self.deviation, self.features)
 
 
 def _measure(
