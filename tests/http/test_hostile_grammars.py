@@ -51,7 +51,10 @@ def ask(server: Server, form: dict[str, Any], **fields: Any) -> httpx.Response:
 
 def trial_pids(server: Server) -> set[int]:
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    lines: dict[int, bytes] = {}
+    for pid in children:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it may end while we look
+            lines[int(pid)] = Path(f"/proc/{pid}/cmdline").read_bytes()
     return {pid for pid, line in lines.items() if b"grammar_trial" in line}
 
 
