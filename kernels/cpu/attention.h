@@ -1,9 +1,9 @@
 // One query token against a paged cache.
 #pragma once
 #include <algorithm>
-#include <cfloat>
 #include <type_traits>
 
+#include "softmax.h"
 #include "vector.h"
 
 namespace stride {
@@ -95,25 +95,6 @@ struct Query {
     }
 };
 
-// exp(s - max) of `count` scores in place, zero up to the next sixteen; returns one over their sum.
-inline float soften(float* scores, int64_t count, float softcap) {
-    const __m512 least = _mm512_set1_ps(-FLT_MAX), cap = _mm512_set1_ps(softcap);
-    __m512 most = least, total = _mm512_setzero_ps();
-    for (int64_t j = 0; j < count; j += 16) {
-        __m512 s = _mm512_loadu_ps(scores + j);
-        if (softcap > 0.0f) s = _mm512_mul_ps(cap, tanh(_mm512_div_ps(s, cap)));
-        _mm512_storeu_ps(scores + j, s);
-        most = _mm512_mask_max_ps(most, tail(count - j), most, s);
-    }
-    const __m512 highest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-    for (int64_t j = 0; j < count; j += 16) {
-        const __m512 p = _mm512_maskz_mov_ps(tail(count - j), exp(_mm512_sub_ps(_mm512_loadu_ps(scores + j), highest)));
-        _mm512_storeu_ps(scores + j, p);
-        total = _mm512_add_ps(total, p);
-    }
-    return 1.0f / _mm512_reduce_add_ps(total);
-}
-
 // out [GROUP, head_dim] = the values of a context, weighted. The heads of a group share every load.
 template <class T, int VECTORS, int GROUP>
 inline void weigh(const Context<T>& context, const float* weights, int64_t stride, const float* factors, float* out) {
@@ -144,8 +125,9 @@ inline void weigh(const Context<T>& context, const float* weights, int64_t strid
 }
 
 // Query heads [group, head_dim] (scaled) that share one key head, over a context -> out of the same shape. `scores` has
-// room for `group` contexts, each rounded up to sixteens. `behind` heads are asked of memory ahead of their use. VECTORS is head_dim / 16 rounded up. Positions are taken in
-// order, so the result depends on the query and its context alone.
+// room for `group` contexts, each rounded up to sixteens. `behind` heads are asked of memory ahead of
+// their use. VECTORS is head_dim / 16 rounded up. Positions are taken in order, so the result depends on the query and its
+// context alone.
 template <class T, int VECTORS>
 inline void attend(
     const Context<T>& context, const float* query, int64_t group, float softcap, int64_t behind, float* scores,

@@ -3,6 +3,7 @@
 
 #include "gemm.h"
 #include "normalise.h"
+#include "softmax.h"
 #include "team.h"
 
 namespace stride {
@@ -177,7 +178,7 @@ private:
             }
             score(four, keys, stride, scores);
             float factors[4];
-            for (int64_t i = 0; i < 4; ++i) factors[i] = soften(scores + i * stride, count);
+            for (int64_t i = 0; i < 4; ++i) factors[i] = soften(scores + i * stride, count, 0.0f);
             weigh(values, scores, stride, count, factors, four);
             for (int64_t i = 0; i < 4 && q + i < queries; ++i) {
                 A* to = a.data() + token_of(row, q + i) * f.width + head * size;
@@ -203,18 +204,6 @@ private:
                 _mm512_storeu_ps(scores + i * stride + k + 16, sum[i][1]);
             }
         }
-    }
-
-    static float soften(float* scores, int64_t count) {
-        __m512 most = _mm512_set1_ps(-1e30f), total = _mm512_setzero_ps();
-        for (int64_t j = 0; j < count; j += 16) most = _mm512_mask_max_ps(most, tail(count - j), most, load(scores + j));
-        const __m512 highest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-        for (int64_t j = 0; j < count; j += 16) {
-            const __m512 p = _mm512_maskz_mov_ps(tail(count - j), exp(_mm512_sub_ps(load(scores + j), highest)));
-            _mm512_storeu_ps(scores + j, p);
-            total = _mm512_add_ps(total, p);
-        }
-        return 1.0f / _mm512_reduce_add_ps(total);
     }
 
     // Four rows of weights times the values [count, size].

@@ -22,7 +22,6 @@ class KernelDecoder:
 
     def __init__(self, network: Decoder, store: Tensor) -> None:
         config = network.config
-        self.config = config
         frequencies = [_frequencies(rope, config.head_dim) for rope in network.ropes]
         layers = []
         for i, layer in enumerate(network.model.layers):

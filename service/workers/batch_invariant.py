@@ -21,10 +21,11 @@ TILE = 8
 
 def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [N, in] -> [N, out], in products of exactly TILE rows."""
-    return _in_tiles(lambda tile: F.linear(tile, weight, bias), x)
+    return in_tiles(lambda tile: F.linear(tile, weight, bias), x)
 
 
-def _in_tiles(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What a function of rows gives for x [N, ...], computed TILE rows at a time."""
     padded = F.pad(x, (0, 0, 0, -len(x) % TILE))
     return torch.cat([function(tile) for tile in padded.split(TILE)])[: len(x)]
 
@@ -40,14 +41,14 @@ class TiledInt8Linear(Int8Linear):
     """The same for int8 weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _in_tiles(super().forward, x)
+        return in_tiles(super().forward, x)
 
 
 class TiledFeedForward(FeedForward):
     """A feed-forward layer in tiles: vectorised activations, too, round otherwise at the end of an array."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _in_tiles(super().forward, x)
+        return in_tiles(super().forward, x)
 
 
 def make_batch_invariant(network: nn.Module) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups
 from service.models.decoder import Decoder, DecoderConfig
-from service.workers.batch_invariant import TILE, make_batch_invariant
+from service.workers.batch_invariant import TILE, in_tiles, make_batch_invariant
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
 from service.workers.threads import Threads
@@ -77,8 +76,7 @@ class TorchForward:
     def _logits(self, hidden: Tensor) -> Tensor:
         if not self._batch_invariant:
             return self._network.logits(hidden)
-        padded = F.pad(hidden, (0, 0, 0, -len(hidden) % TILE))
-        return torch.cat([self._network.logits(tile) for tile in padded.split(TILE)])[: len(hidden)]
+        return in_tiles(self._network.logits, hidden)
 
     def _long(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._cache.store.device)
