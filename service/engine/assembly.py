@@ -42,6 +42,7 @@ def _text_card(model: TextHost) -> ModelCard:
         mask_token_id=config.mask_token_id,
         block_lengths=list(config.block_lengths),
         sampling_defaults=dict(model.sampling_defaults),
+        drafters=["ngram"],
         **_common(model, "text", signature),
     )
 

@@ -25,7 +25,7 @@ from service.engine.messages import (
 from service.engine.request import AnyRequest, ImageRequest, TextRequest, deadline_failure
 from service.engine.scheduler import Batch, Scheduler
 from service.procedures.types import Axis, LatentRow, TokenRow
-from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenWorkerLike
+from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenRead, TokenWorkerLike
 
 COMPILE_WAIT_SECONDS = 0.005
 
@@ -169,6 +169,7 @@ class Engine:
             return [Failed(request.id, 500, "forward_failed", str(outcome))]
         if isinstance(request, TextRequest):
             rows = [row for row in item.rows if isinstance(row, TokenRow)]
+            assert isinstance(outcome, TokenRead)
             events = request.fold(rows, item.whole, outcome, now)
         else:
             events = request.fold(outcome, now)

@@ -99,7 +99,8 @@ class ProcedureCard(msgspec.Struct, frozen=True):
 class ModelCard(msgspec.Struct, frozen=True):
     """What a served model is and can do. `folder` holds tokenizer.json and, for text, the chat template.
 
-    `sampling_defaults` are generation_config.json's, by the names of `Sampling`, for requests that say nothing.
+    `sampling_defaults` are generation_config.json's, by the names of `Sampling`, for requests that say nothing. `drafters`
+    are what can guess its tokens.
     """
 
     name: str
@@ -118,6 +119,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     sizes: list[tuple[int, int]] = []
     guidance_range: tuple[float, float] | None = None
     sampling_defaults: dict[str, float] = {}
+    drafters: list[str] = []
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -25,10 +26,10 @@ from service.engine.messages import (
 )
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
-from service.procedures.types import Axis, LatentRow, Reading, TokenProcedure, TokenRow, TokenState
+from service.procedures.types import Axis, LatentRow, TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
 from service.workers.occurrences import Occurrences
-from service.workers.types import Draws, Penalties, Picture
+from service.workers.types import Draws, Penalties, Picture, TokenRead
 
 
 @dataclass(slots=True, eq=False)
@@ -152,6 +153,7 @@ class TextRequest(Request):
         """Give the memory back; what is committed and the canvas stay, so that the next move is the one it was."""
         self.table.release(pool)
         self.state.cached = 0
+        self.state.draft = None
 
     def _reach(self) -> int:
         """Tokens of the prompt that are in the cache for the first time."""
@@ -171,19 +173,19 @@ class TextRequest(Request):
             return self.plain_draws
         return replace(self.plain_draws, banned=banned, allowed=b"" if self.grammar is None else self.grammar.allowed())
 
-    def fold(self, rows: list[TokenRow], whole: bool, readings: list[Reading], now: float) -> list[FromEngine]:
+    def fold(self, rows: list[TokenRow], whole: bool, read: TokenRead, now: float) -> list[FromEngine]:
         """Take in one forward. `whole` is False when the scheduler ran only a head of the first row."""
         state = self.state
+        before = len(state.tokens)
         self.forwards += 1
+        if whole:
+            self.procedure.fold(state, read.readings)
+        state.draft = read.draft
         for row in rows:
             if row.keep:
                 assert row.mode == "causal", "what is kept must depend on the tokens before it alone"
-                state.cached = row.start + len(row.tokens)
+                state.cached = row.start + _agreeing(row.tokens, state.tokens[row.start : row.start + len(row.tokens)])
         self.prefilled += self._reach()
-        if not whole:
-            return []
-        before = len(state.tokens)
-        self.procedure.fold(state, readings)
         fresh = state.tokens[before:]
         if not fresh:
             if self.work.revisions and rows[-1].axis is Axis.REFINE:
@@ -209,7 +211,7 @@ class TextRequest(Request):
         events: list[FromEngine] = []
         if fresh:
             self.first_output = self.first_output or now
-            told = [Logprob(r.logprob, list(r.top)) for r in readings[: len(fresh)] if r.logprob is not None]
+            told = [Logprob(r.logprob, list(r.top)) for r in read.readings[: len(fresh)] if r.logprob is not None]
             events.append(Tokens(self.id, fresh, told))
         if self.finished is not None:
             events.append(self.end(self.finished, now))
@@ -279,6 +281,12 @@ class ImageRequest(Request):
 
 
 AnyRequest = TextRequest | ImageRequest
+
+
+def _agreeing(computed: Sequence[int], committed: Sequence[int]) -> int:
+    """How many tokens of a row are those that were committed, from its start: what was computed behind them is void."""
+    pairs = zip(computed, committed, strict=False)
+    return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(computed), len(committed)))
 
 
 def deadline_failure(submit: Submit, now: float) -> Failed:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 
 class Axis(StrEnum):
@@ -18,8 +18,10 @@ class TokenRow:
 
     `tokens` stand at positions start, start+1, ... and see the cached prefix before `start`; among themselves they are
     `causal`, or a `block` that sees all of itself. `wanted` are the offsets whose next (causal) or own (block) token
-    is to be read. Rows that `keep` leave their keys and values in the cache for good; a canvas does not. `draw`
-    numbers repeated draws at one position, so that each has random numbers of its own.
+    is to be read. Rows that `keep` leave their keys and values in the cache, which holds as far as their tokens are those
+    that are committed afterwards; a canvas leaves nothing. `draw` numbers repeated draws at one position, so that each has
+    random numbers of its own. The last `drafts` tokens are guesses: what is read at the token before each says whether it
+    was right.
     """
 
     axis: Axis
@@ -29,12 +31,22 @@ class TokenRow:
     keep: bool
     wanted: tuple[int, ...]
     draw: int = 0
+    drafts: int = 0
 
     def head(self, length: int) -> TokenRow:
         """The first `length` query tokens: a chunk of a prefill. Only causal rows can be cut."""
         assert self.mode == "causal" and 0 < length <= len(self.tokens)
         wanted = tuple(offset for offset in self.wanted if offset < length)
-        return TokenRow(self.axis, self.tokens[:length], self.start, self.mode, self.keep, wanted, self.draw)
+        drafts = max(0, self.drafts - (len(self.tokens) - length))
+        return replace(self, tokens=self.tokens[:length], wanted=wanted, drafts=drafts)
+
+    def with_drafts(self, count: int) -> TokenRow:
+        """The row with no more than `count` of its guesses, the first ones: still a whole move."""
+        return self if count >= self.drafts else self.head(len(self.tokens) - self.drafts + count)
+
+    def draft(self) -> Draft:
+        """The guesses that this row verifies."""
+        return Draft.chain(self.tokens[len(self.tokens) - self.drafts :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +80,27 @@ class Reading:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Guesses of the tokens that come next. `parents` are, for each, the index of the guess before it; -1 stands for the
+    last committed token. A parent comes before its children; a chain is -1, 0, 1, ..."""
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    @classmethod
+    def chain(cls, tokens: tuple[int, ...]) -> Self:
+        return cls(tokens, tuple(range(-1, len(tokens) - 1)))
+
+    def head(self, count: int) -> Draft:
+        """The first `count` guesses."""
+        return self if count >= len(self.tokens) else Draft(self.tokens[:count], self.parents[:count])
+
+
 @dataclass(slots=True)
 class TokenState:
-    """What a token request has so far: committed tokens (the prompt first), a provisional canvas, and cached keys."""
+    """What a token request has so far: committed tokens (the prompt first), a provisional canvas, and cached keys.
+    `draft` are guesses that the next move verifies; they may be dropped at any time."""
 
     tokens: list[int]
     prompt_length: int
@@ -79,6 +109,7 @@ class TokenState:
     cached: int = 0
     canvas: list[int | None] = field(default_factory=list)
     canvas_step: int = 0
+    draft: Draft | None = None
 
     @property
     def generated(self) -> int:

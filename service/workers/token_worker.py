@@ -23,7 +23,7 @@ from service.workers.paged_cache import PagedCache
 from service.workers.purposes import TOKEN_DRAW
 from service.workers.threads import Threads
 from service.workers.torch_forward import TorchForward
-from service.workers.types import Draws, RowError, TokenMove, TokenOutcome
+from service.workers.types import Draws, RowError, TokenMove, TokenOutcome, TokenRead
 
 
 class TokenWorker:
@@ -60,7 +60,7 @@ class TokenWorker:
         packed = PackedRows.of(moves, self.pool.block_size)
         logits, finite = self._forward(packed)
         sound = finite.tolist()
-        outcomes: list[TokenOutcome] = self._read(moves, logits) if packed.wanted else [[] for _ in moves]
+        outcomes: list[TokenOutcome] = self._read(moves, logits) if packed.wanted else [TokenRead() for _ in moves]
         at = 0
         for i, move in enumerate(moves):
             size = sum(len(row.tokens) for row in move.rows)
@@ -81,7 +81,7 @@ class TokenWorker:
     def _read(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
         counts = [len(move.rows[-1].wanted) for move in moves]
         finite = torch.isfinite(logits.sum(dim=-1)).tolist()
-        draws = [move.draws for move, count in zip(moves, counts, strict=True) for _ in range(count)]
+        draws = [draw for move in moves for draw in move.every_draw()]
         plain = logits.clone() if any(draw.logprobs is not None for draw in draws) else logits
         logits[:, self._never] = float("-inf")
         self._adjust(draws, logits)
@@ -102,7 +102,7 @@ class TokenWorker:
         at = 0
         for count in counts:
             whole = all(finite[at : at + count])
-            outcomes.append(readings[at : at + count] if whole else RowError("the logits are not finite"))
+            outcomes.append(TokenRead(readings[at : at + count]) if whole else RowError("the logits are not finite"))
             at += count
         return outcomes
 

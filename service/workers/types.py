@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.procedures.types import LatentRow, Reading, TokenRow
+from service.procedures.types import Draft, LatentRow, Reading, TokenRow
 from service.workers.occurrences import Occurrences
 
 
@@ -42,11 +42,24 @@ class Draws:
 
 @dataclass(frozen=True, slots=True)
 class TokenMove:
-    """The rows of one request in a forward, with its block table."""
+    """The rows of one request in a forward, with its block table.
+
+    `draws` says how the wanted positions of the last row are drawn, or only the first of them where `later` has one for
+    each of the others. `drafting` asks `drafter` for that many guesses of what comes behind the token that this move adds
+    to the committed ones.
+    """
 
     rows: tuple[TokenRow, ...]
     blocks: list[int]
     draws: Draws
+    later: tuple[Draws, ...] = ()
+    drafting: int = 0
+    drafter: str = ""
+
+    def every_draw(self) -> list[Draws]:
+        """One a wanted position of the last row."""
+        count = len(self.rows[-1].wanted)
+        return [self.draws, *self.later] if self.later else [self.draws] * count
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,16 @@ class RowError(Exception):
     """A move that could not be computed; the message is for the client."""
 
 
-TokenOutcome = list[Reading] | RowError
+@dataclass(frozen=True, slots=True)
+class TokenRead:
+    """What was read at the wanted positions of a move's last row, and what a drafter guesses to come after all of it that
+    is committed (`service.procedures.drafts.accepted`)."""
+
+    readings: list[Reading] = field(default_factory=list)
+    draft: Draft | None = None
+
+
+TokenOutcome = TokenRead | RowError
 LatentOutcome = Picture | None | RowError
 
 

@@ -15,7 +15,7 @@ from service.engine.loop import Engine, Served
 from service.engine.messages import ModelCard
 from service.procedures.types import Reading, TokenRow
 from service.workers.block_pool import BlockPool
-from service.workers.types import RowError, TokenMove, TokenOutcome
+from service.workers.types import RowError, TokenMove, TokenOutcome, TokenRead
 
 MASK = 0
 VOCABULARY = 7
@@ -52,7 +52,7 @@ class ReadingWorker:
                     self._memory[self._slot(move, position)] = b"rubbish"
                 return RowError("as the test wants it")
             readings = self._row(move, row)
-        return readings
+        return TokenRead(readings)
 
     def _row(self, move: TokenMove, row: TokenRow) -> list[Reading]:
         seen = self._memory[self._slot(move, row.start - 1)] if row.start else b""

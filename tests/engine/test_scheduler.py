@@ -8,6 +8,7 @@ from service.engine.messages import ImageWork, ModelCard, Submit, TextWork
 from service.engine.request import ImageRequest, TextRequest
 from service.engine.scheduler import Scheduler
 from service.workers.block_pool import BlockPool
+from service.workers.types import TokenRead
 
 TEXT = ModelCard("text", "text", "", [], False, [], "", 0, 300, 512)
 IMAGE = ModelCard("image", "image", "", [], True, [], "", 0, 300, 512)
@@ -104,7 +105,7 @@ def test_a_long_prefill_is_chunked_and_does_not_keep_decoding_from_its_tokens() 
         assert all(sizes[f"d{i}"] == 1 for i in range(6))
         long = next(item for item in batch.items if item.request.id == "long")
         assert long.size == 58 and not long.whole
-        long.request.fold(long.rows, False, [], 0.0)
+        long.request.fold(long.rows, False, TokenRead(), 0.0)
 
 
 def test_a_batch_is_as_large_as_its_measured_cost_allows() -> None:

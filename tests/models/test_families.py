@@ -76,7 +76,7 @@ def run(worker: TokenWorker, rows: list[TokenRow], blocks: list[list[int]]) -> l
     tokens = []
     for outcome in outcomes:
         assert not isinstance(outcome, RowError)
-        tokens.append(outcome[-1].token)
+        tokens.append(outcome.readings[-1].token)
     return tokens
 
 
