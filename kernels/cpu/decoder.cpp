@@ -38,7 +38,7 @@ struct Decoder {
 };
 
 struct Batch {
-    float* x;                  // [tokens, hidden], the embeddings; overwritten
+    float* x;                  // [tokens, hidden], the embeddings; overwritten by what the last layer leaves
     void* store;               // [layers, slots, 2, kv_heads, head_dim]
     const int64_t* positions;  // [tokens]
     const int64_t* slots;      // [tokens], where keys and values are written
@@ -49,6 +49,7 @@ struct Batch {
     const int64_t* wanted;     // [wanted_count], tokens whose logits are asked for
     float* logits;             // [wanted_count, outputs of the head]
     int64_t tokens, table_size, block_size, slot_count, wanted_count, longest;
+    int64_t states;            // x becomes the final norm of what the last layer leaves
 };
 
 constexpr int64_t MOST_ROTATIONS = 4;
@@ -112,7 +113,7 @@ public:
     Forward(const Decoder& d, const Batch& batch, Workspace& space, int threads)
         : d(d), batch(batch), space(space), threads(threads), qkv_size((d.heads + 2 * d.kv_heads) * d.head_dim),
           a(reinterpret_cast<A*>(space.a.data())), b(reinterpret_cast<A*>(space.b.data())), cut(batch.tokens),
-          team(PHASES * d.layer_count + 3) {
+          team(PHASES * d.layer_count + 4) {
         for (int64_t i = 0; i < d.layer_count; ++i) {
             const Layer& l = d.layers[i];
             if (l.frequencies == nullptr || rotation_of(l) < static_cast<int64_t>(rotations.size())) continue;
@@ -127,6 +128,7 @@ public:
             team.share(at.phase, rotations.size() * batch.tokens, 4, [&](int64_t i) { turn(i / batch.tokens, i % batch.tokens); });
             for (int64_t i = 0; i < d.layer_count; ++i) layer(i, at);
             read(at);
+            if (batch.states) team.share(at.phase, batch.tokens, 4, [&](int64_t i) { maybe_normalise(x(i), d.hidden, d.last, d, x(i)); });
         });
     }
 

@@ -126,7 +126,10 @@ class _Batch(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("x", "store", "positions", "slots", "rows", "row_start", "last", "tables", "wanted", "logits")
         ),
-        *((name, ctypes.c_int64) for name in ("tokens", "table_size", "block_size", "slot_count", "wanted_count", "longest")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("tokens", "table_size", "block_size", "slot_count", "wanted_count", "longest", "states")
+        ),
     ]
 
 
@@ -160,10 +163,11 @@ class CpuDecoder:
             ACTIVATIONS[weights.activation], store.dtype == torch.float32,
         )  # fmt: skip
 
-    def forward(self, x: Tensor, batch: PackedBatch, threads: int) -> Tensor:
-        """x float32 [N, hidden], the embeddings, which is overwritten -> logits float32 [W, vocabulary].
+    def forward(self, x: Tensor, batch: PackedBatch, threads: int, states: bool = False) -> Tensor:
+        """x float32 [N, hidden], the embeddings -> logits float32 [W, vocabulary].
 
-        Keys and values of the batch are written to the store before any token attends.
+        x is overwritten by what the last layer leaves of each token, and with `states` by the final norm of that. Keys and
+        values of the batch are written to the store before any token attends.
         """
         logits = torch.empty(len(batch.wanted), self._weights.head.outputs)
         blocks, block_size = self._store.shape[1:3]
@@ -173,7 +177,7 @@ class CpuDecoder:
             pointer(batch.rows, short), pointer(batch.row_start, short), pointer(batch.last, long),
             pointer(batch.tables, short), pointer(batch.wanted, long), pointer(logits), len(x), batch.tables.shape[1],
             block_size, blocks * block_size, len(batch.wanted),
-            int(batch.last.max()) + 1,
+            int(batch.last.max()) + 1, states,
         )  # fmt: skip
         self._run(ctypes.byref(self._decoder), ctypes.byref(job), threads)
         return logits

@@ -17,14 +17,15 @@ from torch import Tensor
 class Plan:
     """One packed row: where its queries lie in the batch, the blocks of its request, and who sees what.
 
-    The queries stand at positions start..start+queries-1.
+    The queries stand at positions start..start+queries-1. They are causal, or see all positions before `until`, which is
+    then their row's end at least.
     """
 
     offset: int
     queries: int
     start: int
     blocks: Sequence[int]
-    bidirectional: bool
+    until: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class RowGroup:
 def plan_groups(plans: Sequence[Plan], block_size: int, window: int | None, device: torch.device) -> list[RowGroup]:
     """Groups of rows with the same number of queries; computed once a forward, used by every layer with this window.
 
-    A query at position i sees keys j with i - window < j; causal queries j <= i, block queries all of their row.
+    A query at position i sees keys j with i - window < j; causal queries j <= i, the others all from their row's start on.
     """
     by_length: dict[int, list[Plan]] = {}
     for plan in plans:
@@ -50,17 +51,19 @@ def plan_groups(plans: Sequence[Plan], block_size: int, window: int | None, devi
 
 def _group(rows: list[Plan], length: int, block_size: int, window: int | None, device: torch.device) -> RowGroup:
     firsts = [0 if window is None else max(0, row.start - window + 1) // block_size for row in rows]
-    numbers = torch.tensor([(row.offset, row.start, first, row.bidirectional) for row, first in zip(rows, firsts, strict=True)])
-    offsets, starts, first_blocks, flags = (column[:, None] for column in numbers.unbind(1))
-    bidirectional, stops = flags.bool(), starts + length
-    lasts = [(row.start + length - 1) // block_size for row in rows]
+    stops = [row.until or row.start + length for row in rows]
+    columns = zip(rows, firsts, stops, strict=True)
+    numbers = torch.tensor([(row.offset, row.start, first, stop, row.until is not None) for row, first, stop in columns])
+    offsets, starts, first_blocks, ends, flags = (column[:, None] for column in numbers.unbind(1))
+    bidirectional = flags.bool()
+    lasts = [(stop - 1) // block_size for stop in stops]
     count = max(last - first + 1 for first, last in zip(firsts, lasts, strict=True))
     # A row with less context than the longest is filled up with block 0, which the mask hides.
     contexts = [list(row.blocks[first : last + 1]) for row, first, last in zip(rows, firsts, lasts, strict=True)]
     tables = torch.tensor([blocks + [0] * (count - len(blocks)) for blocks in contexts])
     keys = first_blocks * block_size + torch.arange(count * block_size)
     queries = starts + torch.arange(length)
-    last_seen = torch.where(bidirectional, stops - 1, queries)
+    last_seen = torch.where(bidirectional, ends - 1, queries)
     mask = keys[:, None, :] <= last_seen[:, :, None]
     if window is not None:
         near = keys[:, None, :] > queries[:, :, None] - window

@@ -187,9 +187,8 @@ def _size(request: AnyRequest, rows: Iterable[TokenRow | LatentRow]) -> int:
 
 
 def _positions(item: Item) -> int:
-    """Positions that a request's blocks must cover for a move; its last row goes furthest."""
-    last = item.rows[-1]
-    return last.start + len(last.tokens) if isinstance(last, TokenRow) else item.request.positions()
+    """Positions that a request's blocks must cover for a move."""
+    return max((row.stop for row in item.rows if isinstance(row, TokenRow)), default=0) or item.request.positions()
 
 
 def _fit(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int, alone: bool) -> Item | None:

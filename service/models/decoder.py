@@ -243,10 +243,18 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """tokens and positions int64 [N], packed in whatever order `attention` expects -> final normed states [N, d]."""
-        angles = [rotary_angles(positions, rope, self.config.head_dim) for rope in self.ropes]
+        return self.states(self.embed(tokens), positions, attention)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [N] -> [N, d]; learned positions are not yet in it."""
         x = self.model.embed_tokens(tokens)
         if self.config.embedding_scale != 1.0:
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        return x
+
+    def states(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """x [N, d], embeddings or what stands in for them at `positions` int64 [N] -> final normed states [N, d]."""
+        angles = [rotary_angles(positions, rope, self.config.head_dim) for rope in self.ropes]
         if self.config.learned_positions:
             x = x + self.model.embed_positions(positions)
         for layer in self.model.layers:

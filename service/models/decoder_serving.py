@@ -15,7 +15,7 @@ MOST_ROPES = 4
 
 
 class KernelDecoder:
-    """Token ids in, logits out, over a store of keys and values; see `kernels.cpu.CpuDecoder`.
+    """Token ids or vectors in, logits and hidden states out, over a store of keys and values; see `kernels.cpu.CpuDecoder`.
 
     Takes the layers and the head out of the network as it packs them, so that no weight is held twice.
     """
@@ -39,15 +39,18 @@ class KernelDecoder:
             del network.lm_head
         self._kernel = CpuDecoder(_weights(network, layers, head), store)
 
-    def logits(self, tokens: Tensor, batch: PackedBatch, threads: int) -> tuple[Tensor, Tensor]:
-        """tokens int64 [N] at the batch's positions -> float32 [W, vocabulary] of the wanted ones, and whether what the
-        last layer leaves of each token is finite, bool [N]."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [N] -> float32 [N, hidden], a new tensor; learned positions are not yet in it."""
         x = self._tokens.rows(tokens) if isinstance(self._tokens, PackedLinear) else self._tokens[tokens].float()
-        x = x * self._scale
+        return x * self._scale
+
+    def forward(self, x: Tensor, batch: PackedBatch, threads: int, states: bool = False) -> tuple[Tensor, Tensor]:
+        """x float32 [N, hidden], embeddings or what stands in for them at the batch's positions -> logits float32
+        [W, vocabulary] of the wanted ones, and float32 [N, hidden]: with `states` the final normed hidden states, else
+        what the last layer leaves before that norm. x may be overwritten."""
         if self._positions is not None:
             x = x + self._positions[batch.positions].float()
-        logits = self._kernel.forward(x, batch, threads)
-        return logits, torch.isfinite(x).all(dim=-1)
+        return self._kernel.forward(x, batch, threads, states), x
 
 
 def kernel_decoder(network: Decoder, store: Tensor) -> KernelDecoder | None:

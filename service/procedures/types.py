@@ -21,7 +21,7 @@ class TokenRow:
     is to be read. Rows that `keep` leave their keys and values in the cache, which holds as far as their tokens are those
     that are committed afterwards; a canvas leaves nothing. `draw` numbers repeated draws at one position, so that each has
     random numbers of its own. The last `drafts` tokens are guesses: what is read at the token before each says whether it
-    was right.
+    was right. A block sees the cached positions before `until` too, where that lies behind its own end.
     """
 
     axis: Axis
@@ -32,6 +32,13 @@ class TokenRow:
     wanted: tuple[int, ...]
     draw: int = 0
     drafts: int = 0
+    until: int | None = None
+
+    @property
+    def stop(self) -> int:
+        """The position behind all that the row writes or sees."""
+        own = self.start + len(self.tokens)
+        return own if self.until is None else max(own, self.until)
 
     def head(self, length: int) -> TokenRow:
         """The first `length` query tokens: a chunk of a prefill. Only causal rows can be cut."""

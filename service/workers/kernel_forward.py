@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.cpu import PackedBatch
 from service.models.decoder_serving import KernelDecoder
+from service.workers.forward import ForwardOutput
 from service.workers.packed_rows import PackedRows
 from service.workers.threads import Threads
 
@@ -21,8 +22,8 @@ class KernelForward:
         self._decoder = decoder
         self._threads = threads
 
-    def __call__(self, packed: PackedRows) -> tuple[Tensor, Tensor]:
-        """Logits float32 [W, vocabulary] of the wanted tokens, and whether a token's numbers are finite, bool [N]."""
+    def __call__(self, packed: PackedRows, inputs: Tensor | None = None, states: bool = False) -> ForwardOutput:
+        """See `Forward`."""
         self._threads.leave_to_kernel()
         last: list[int] = []
         numbers: list[int] = []
@@ -30,8 +31,7 @@ class KernelForward:
         for number, row in enumerate(packed.rows):
             count = len(row.tokens)
             bidirectional = row.mode == "block"
-            stop = row.start + count
-            last.extend([stop - 1] * count if bidirectional else range(row.start, stop))
+            last.extend([row.stop - 1] * count if bidirectional else range(row.start, row.start + count))
             numbers.extend([number] * count)
             starts.extend([row.start if bidirectional else -1] * count)
         width = max(map(len, packed.tables))
@@ -41,4 +41,9 @@ class KernelForward:
             torch.tensor(numbers, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32),
             torch.tensor(tables, dtype=torch.int32), torch.tensor(packed.wanted, dtype=torch.int64),
         )  # fmt: skip
-        return self._decoder.logits(torch.tensor(packed.tokens), batch, self._threads.every)
+        x = self.embed(torch.tensor(packed.tokens)) if inputs is None else inputs.to(torch.float32, copy=True).contiguous()
+        logits, left = self._decoder.forward(x, batch, self._threads.every, states)
+        return ForwardOutput(logits, torch.isfinite(left).all(dim=-1), left if states else None)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self._decoder.embed(tokens)

@@ -17,6 +17,7 @@ from service.models.decoder import Decoder
 from service.models.decoder_serving import kernel_decoder
 from service.procedures.types import Reading, TokenRow
 from service.workers.block_pool import BlockPool
+from service.workers.forward import Forward
 from service.workers.kernel_forward import KernelForward
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
@@ -49,7 +50,7 @@ class TokenWorker:
         )  # fmt: skip
         kernel = kernel_decoder(network, self.cache.store)
         self.run_by = "torch" if kernel is None else "the CPU kernel"
-        self._forward = (
+        self._forward: Forward = (
             TorchForward(network, self.cache, threads, batch_invariant) if kernel is None else KernelForward(kernel, threads)
         )
         self._never = torch.tensor(list(never), dtype=torch.int64, device=device)
@@ -58,9 +59,9 @@ class TokenWorker:
     def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:
         """One outcome a move: the readings of the last row's wanted positions, or why that move failed."""
         packed = PackedRows.of(moves, self.pool.block_size)
-        logits, finite = self._forward(packed)
-        sound = finite.tolist()
-        outcomes: list[TokenOutcome] = self._read(moves, logits) if packed.wanted else [TokenRead() for _ in moves]
+        output = self._forward(packed)
+        sound = output.finite.tolist()
+        outcomes: list[TokenOutcome] = self._read(moves, output.logits) if packed.wanted else [TokenRead() for _ in moves]
         at = 0
         for i, move in enumerate(moves):
             size = sum(len(row.tokens) for row in move.rows)

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups
 from service.models.decoder import Decoder, DecoderConfig
 from service.workers.batch_invariant import TILE, in_tiles, make_batch_invariant
+from service.workers.forward import ForwardOutput
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
 from service.workers.threads import Threads
@@ -50,20 +51,25 @@ class TorchForward:
         if batch_invariant:
             make_batch_invariant(network)
 
-    def __call__(self, packed: PackedRows) -> tuple[Tensor, Tensor]:
-        """Logits float32 [W, vocabulary] of the wanted tokens, and whether a token's numbers are finite, bool [N]."""
+    def __call__(self, packed: PackedRows, inputs: Tensor | None = None, states: bool = False) -> ForwardOutput:
+        """See `Forward`."""
         self._threads.take(self._token_operations * (TILE if self._batch_invariant else len(packed.tokens)))
         plans = self._plans(packed)
         groups = {window: self._groups(plans, window) for window in self._windows}
         attention = PagedAttention(self._network.config, self._cache, self._long(packed.slots), groups)
-        hidden = self._network.hidden(self._long(packed.tokens), self._long(packed.positions), attention)
-        return self._logits(hidden[self._long(packed.wanted)]), torch.isfinite(hidden).all(dim=-1)
+        x = self.embed(self._long(packed.tokens)) if inputs is None else inputs.to(self._network.dtype)
+        hidden = self._network.states(x, self._long(packed.positions), attention)
+        logits = self._logits(hidden[self._long(packed.wanted)])
+        return ForwardOutput(logits, torch.isfinite(hidden).all(dim=-1), hidden if states else None)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self._network.embed(tokens)
 
     def _plans(self, packed: PackedRows) -> list[Plan]:
         plans: list[Plan] = []
         offset = 0
         for row, table in zip(packed.rows, packed.tables, strict=True):
-            plan = Plan(offset, len(row.tokens), row.start, table, row.mode == "block")
+            plan = Plan(offset, len(row.tokens), row.start, table, row.stop if row.mode == "block" else None)
             plans += _single_queries(plan) if self._batch_invariant and row.mode == "causal" else [plan]
             offset += len(row.tokens)
         return plans
@@ -84,4 +90,4 @@ class TorchForward:
 
 def _single_queries(plan: Plan) -> list[Plan]:
     """The same causal row, every query of it a row of its own."""
-    return [Plan(plan.offset + i, 1, plan.start + i, plan.blocks, False) for i in range(plan.queries)]
+    return [Plan(plan.offset + i, 1, plan.start + i, plan.blocks) for i in range(plan.queries)]

@@ -126,16 +126,21 @@ class Reference:
         low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return torch.cat((low * cosine - high * sine, high * cosine + low * sine, rest), dim=-1)
 
-    def forward(self, x: Tensor, block_from: int | None = None) -> Tensor:
-        """x [N, hidden] -> logits [N, V]; positions from `block_from` on see one another."""
-        shape, x = self.shape, x.double()
-        positions = torch.arange(len(x))
+    def visible(self, length: int) -> Tensor:
+        """Who sees whom in a causal sequence, bool [N, N]."""
+        positions = torch.arange(length)
         visible = positions[None] <= positions[:, None]
-        if shape.window:
-            visible &= positions[None] > positions[:, None] - shape.window
-        if block_from is not None:
-            block = positions >= block_from
-            visible |= block[None] & block[:, None]
+        return visible & (positions[None] > positions[:, None] - self.shape.window) if self.shape.window else visible
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """x [N, hidden] -> logits [N, V]."""
+        logits, cap = self.product(self.states(x, visible), self.head), self.shape.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    def states(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """x [N, hidden] -> the final normed states, [N, hidden]."""
+        shape, x = self.shape, x.double()
+        visible = self.visible(len(x)) if visible is None else visible
         for linears, norms in zip(self.linears, self.norms, strict=True):
             x = x + self.apply(norms.get("after_attention"), self.attention(x, linears, norms, visible))
             hidden = self.product(self.apply(norms.get("before_mlp"), x), linears["up"])
@@ -146,8 +151,7 @@ class Reference:
             else:
                 hidden = activation(hidden)
             x = x + self.apply(norms.get("after_mlp"), self.product(hidden, linears["down"]))
-        logits = self.product(self.apply(self.last, x), self.head)
-        return shape.logit_softcap * torch.tanh(logits / shape.logit_softcap) if shape.logit_softcap else logits
+        return self.apply(self.last, x)
 
     def attention(
         self, x: Tensor, linears: dict[str, tuple[Tensor, Tensor | None]], norms: dict[str, Norm], visible: Tensor
@@ -173,16 +177,16 @@ def empty_store(shape: Shape, dtype: torch.dtype, blocks: int = 40) -> Tensor:
     return torch.zeros(LAYERS, blocks, BLOCK, 2, shape.kv_heads, shape.head_dim, dtype=dtype)
 
 
-def batch_of(rows: list[tuple[int, int, list[int], bool]]) -> PackedBatch:
-    """Rows of (first position, tokens, block table, sees all of itself); all logits wanted."""
+def batch_of(rows: list[tuple[int, int, list[int], int]]) -> PackedBatch:
+    """Rows of (first position, tokens, block table, where what all of it sees ends, 0 if it is causal); all logits wanted."""
     columns: dict[str, list[int]] = {name: [] for name in ("positions", "slots", "last", "rows", "row_start")}
-    for number, (start, count, table, bidirectional) in enumerate(rows):
+    for number, (start, count, table, until) in enumerate(rows):
         for position in range(start, start + count):
             columns["positions"].append(position)
             columns["slots"].append(table[position // BLOCK] * BLOCK + position % BLOCK)
-            columns["last"].append(start + count - 1 if bidirectional else position)
+            columns["last"].append(until - 1 if until else position)
             columns["rows"].append(number)
-            columns["row_start"].append(start if bidirectional else -1)
+            columns["row_start"].append(start if until else -1)
     width = max(len(table) for _, _, table, _ in rows)
     tables = [table + [0] * (width - len(table)) for _, _, table, _ in rows]
     narrow = {"rows", "row_start"}
@@ -200,9 +204,9 @@ def test_agrees_with_plain_torch_over_chunks_and_rows(name: str, dtype: torch.dt
     x, other = reference.random(23, HIDDEN), reference.random(9, HIDDEN)
     table, second = [7, 2, 30, 11, 4, 9], [1, 0, 5]
     parts = [
-        kernel.forward(torch.cat((x[:14], other)), batch_of([(0, 14, table, False), (0, 9, second, False)]), 2),
-        kernel.forward(x[14:15].clone(), batch_of([(14, 1, table, False)]), 2),
-        kernel.forward(x[15:].clone(), batch_of([(15, 8, table, False)]), 2),
+        kernel.forward(torch.cat((x[:14], other)), batch_of([(0, 14, table, 0), (0, 9, second, 0)]), 2),
+        kernel.forward(x[14:15].clone(), batch_of([(14, 1, table, 0)]), 2),
+        kernel.forward(x[15:].clone(), batch_of([(15, 8, table, 0)]), 2),
     ]
     found = torch.cat((parts[0][:14], *parts[1:]))
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 0.06}[dtype]
@@ -211,14 +215,29 @@ def test_agrees_with_plain_torch_over_chunks_and_rows(name: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize("window", [0, 3])
-def test_a_block_row_sees_all_of_itself(window: int) -> None:
+def test_a_block_row_sees_all_of_itself_and_of_what_is_cached_behind_it(window: int) -> None:
     shape = Shape(window=window)
     reference = Reference(shape, torch.float32)
-    kernel = CpuDecoder(reference.weights(), empty_store(shape, torch.float32))
-    x, table = reference.random(12, HIDDEN), [3, 1, 2]
-    kernel.forward(x[:7].clone(), batch_of([(0, 7, table, False)]), 1)
-    found = kernel.forward(x[7:].clone(), batch_of([(7, 5, table, True)]), 1)
-    torch.testing.assert_close(found.double(), reference.forward(x, block_from=7)[7:], atol=1e-4, rtol=0)
+    x, table, where = reference.random(12, HIDDEN), [3, 1, 2], torch.arange(12)
+    for end in (12, 10):
+        kernel = CpuDecoder(reference.weights(), empty_store(shape, torch.float32))
+        kernel.forward(x.clone(), batch_of([(0, 12, table, 0)]), 1)
+        found = kernel.forward(x[7:end].clone(), batch_of([(7, end - 7, table, 12)]), 1)
+        visible = reference.visible(12) | ((where >= 7) & (where < end))[:, None] & (where >= 7)
+        torch.testing.assert_close(found.double(), reference.forward(x, visible)[7:end], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_of_all_tokens_come_beside_the_logits_and_change_none(dtype: torch.dtype) -> None:
+    shape = SHAPES["gemma2"]
+    reference = Reference(shape, dtype)
+    x, table = reference.random(13, HIDDEN), [4, 1, 2, 0]
+    plain, states = x.clone(), x.clone()
+    kernel, batch = CpuDecoder(reference.weights(), empty_store(shape, dtype)), batch_of([(0, 13, table, 0)])
+    assert torch.equal(kernel.forward(plain, batch, 2), kernel.forward(states, batch, 2, states=True))
+    assert not torch.equal(plain, states)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.06}[dtype]
+    torch.testing.assert_close(states.double(), reference.states(x), atol=tolerance * 4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -228,12 +247,12 @@ def test_a_token_is_the_same_bit_for_bit_in_any_batch_and_on_any_threads(dtype: 
     weights = reference.weights()
     inputs = [reference.random(5 + i, HIDDEN) for i in range(13)]
     tables = [[5 * i + 3, 5 * i, 5 * i + 4, 5 * i + 1, 5 * i + 2] for i in range(13)]
-    rows = [(0, len(x), table, False) for x, table in zip(inputs, tables, strict=True)]
+    rows = [(0, len(x), table, 0) for x, table in zip(inputs, tables, strict=True)]
     together = CpuDecoder(weights, empty_store(shape, dtype, 65)).forward(torch.cat(inputs), batch_of(rows), 2)
     at = 0
     for x, table in zip(inputs, tables, strict=True):
         alone = CpuDecoder(weights, empty_store(shape, dtype, 65))
-        whole = torch.cat([alone.forward(x[i : i + 1].clone(), batch_of([(i, 1, table, False)]), 1) for i in range(len(x))])
+        whole = torch.cat([alone.forward(x[i : i + 1].clone(), batch_of([(i, 1, table, 0)]), 1) for i in range(len(x))])
         assert torch.equal(whole, together[at : at + len(x)])
         at += len(x)
 
@@ -249,10 +268,10 @@ def test_what_is_not_a_number_is_never_hidden(name: str, place: str) -> None:
     elif place == "up":
         reference.linears[0]["up"][0][3, 4] = float("nan")
     kernel = CpuDecoder(reference.weights(), store)
-    kernel.forward(x[:8].clone(), batch_of([(0, 8, table, False)]), 2)
+    kernel.forward(x[:8].clone(), batch_of([(0, 8, table, 0)]), 2)
     if place == "key":
         store[:, 2, 1, 0] = float("nan")
-    assert not torch.isfinite(kernel.forward(x[8:].clone(), batch_of([(8, 1, table, False)]), 2)).all()
+    assert not torch.isfinite(kernel.forward(x[8:].clone(), batch_of([(8, 1, table, 0)]), 2)).all()
 
 
 def test_int8_weights_are_what_they_stand_for() -> None:
@@ -276,7 +295,7 @@ def test_int8_weights_are_what_they_stand_for() -> None:
     ]
     kernel = CpuDecoder(replace(weights, layers=layers), empty_store(shape, torch.float32))
     x = reference.random(11, HIDDEN)
-    found, expected = kernel.forward(x.clone(), batch_of([(0, 11, [0, 1, 2], False)]), 2), reference.forward(x)
+    found, expected = kernel.forward(x.clone(), batch_of([(0, 11, [0, 1, 2], 0)]), 2), reference.forward(x)
     torch.testing.assert_close(found.double(), expected, atol=0.1 * float(expected.std()), rtol=0)
 
 
