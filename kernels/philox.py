@@ -58,18 +58,13 @@ def words(seeds: Tensor, draw: Tensor, purpose: int, size: int) -> Tensor:
     return philox(seeds, counter).flatten(1)[:, :size]
 
 
-def uniform(seeds: Tensor, draw: Tensor, purpose: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform numbers strictly between 0 and 1, [R, size]; arguments as in `words`.
+def uniform(seeds: Tensor, draw: Tensor, purpose: int, size: int) -> Tensor:
+    """Uniform numbers strictly between 0 and 1, [R, size] float64; arguments as in `words`.
 
-    One word a number: 23 of its bits in float32, all 32 in float64, centred in their interval so that neither 0 nor 1
-    can occur. Every operation is exact, so devices agree bit for bit.
+    One word a number, centred in its interval so that neither 0 nor 1 can occur. Every operation is exact, so devices
+    agree bit for bit.
     """
-    drawn = words(seeds, draw, purpose, size)
-    if dtype == torch.float64:
-        return (drawn.double() + 0.5) * 2.0**-32
-    if dtype == torch.float32:
-        return ((drawn >> 9).float() + 0.5) * 2.0**-23
-    raise ValueError(f"dtype must be float32 or float64, not {dtype}")
+    return (words(seeds, draw, purpose, size).double() + 0.5) * 2.0**-32
 
 
 def normal(seeds: Tensor, draw: Tensor, purpose: int, size: int) -> Tensor:

@@ -1,9 +1,11 @@
-// Draws tokens: argmax, or inversion after top-k, top-p and min-p, row by row. See kernels/token_sampling.
+// Draws tokens: argmax, or a race of Gumbel numbers after top-k, top-p and min-p, row by row. See kernels/token_sampling.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "philox.h"
 #include "team.h"
 #include "vector.h"
 
@@ -17,10 +19,11 @@ struct Drawing {
     const int64_t* top_k;  // 0: off
     const float* top_p;
     const float* min_p;
-    const double* uniform;  // in (0, 1)
+    const int64_t* seed;
+    const int64_t* number;  // of the draw, in its request
     int64_t* token;
     float* confidence;  // the token's probability in the plain softmax
-    int64_t rows, vocabulary;
+    int64_t rows, vocabulary, purpose;
 };
 
 // What a thread needs to draw a row.
@@ -32,6 +35,27 @@ struct Desk {
         if (static_cast<int64_t>(p.size()) < vocabulary) p.resize(vocabulary);
         keys.reserve(vocabulary);
         kept.reserve(vocabulary);
+    }
+};
+
+// A Gumbel number for every token of one draw, -log(-log u) with a uniform u of 32 bits. Sixty-four tokens take sixteen
+// counters: token 64 g + 16 k + l has word k of counter 16 g + l, so that a vector of words is one of neighbouring tokens.
+struct Gumbel {
+    uint64_t seed, number;
+    uint32_t purpose;
+
+    static double of(uint32_t word) { return -std::log(-std::log((word + 0.5) * 0x1p-32)); }
+
+    Words group(int64_t token) const {
+        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __m512i counter = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(token / 64 * 16)));
+        return philox(seed, counter, static_cast<uint32_t>(number), purpose, static_cast<uint32_t>(number >> 32));
+    }
+
+    double at(int64_t token) const {
+        alignas(64) uint32_t word[16];
+        _mm512_store_si512(word, group(token).word[token / 16 % 4]);
+        return of(word[token % 16]);
     }
 };
 
@@ -145,20 +169,50 @@ struct Row {
         for (size_t i = 0; i < keys.size(); ++i) p[keys[i] & 0xffffffff] = kept[i];
     }
 
-    // The first token whose cumulative weight exceeds the share `uniform` of all.
-    int64_t draw(double uniform, float least) const {
-        double total = 0.0;
-        int64_t last = 0;
-        for (int64_t i = 0; i < size; ++i)
-            if (p[i] >= least && p[i] > 0.0f) total += p[i], last = i;
-        const double target = uniform * total;
-        double sum = 0.0;
-        for (int64_t i = 0; i < size; ++i) {
-            if (p[i] < least || p[i] <= 0.0f) continue;
-            sum += p[i];
-            if (sum > target) return i;
+    // The token with the highest logit / temperature + Gumbel number of those that have a weight of at least `least`.
+    // `best` has the highest logit: it sets a mark that few others need a logarithm to be measured against.
+    int64_t race(const Gumbel& gumbel, float temperature, int64_t best, float least) const {
+        int64_t winner = best;
+        double score = -INFINITY;
+        float mark = 0.0f;  // e^score in units of 1 - u = 2^-32, a little less
+        const auto lead = [&](int64_t token, double reached) {
+            winner = token;
+            score = reached;
+            mark = static_cast<float>(std::exp(score) * 0x1p-32 * (1.0 - 1e-4));
+        };
+        if (p[best] > 0.0f) lead(best, gumbel.at(best));
+        const __m512 some = _mm512_set1_ps(std::max(least, FLT_MIN));
+        for (int64_t group = 0; group < size; group += 64) {
+            __m512 weight[4];
+            __mmask16 open[4];
+            // 1 - u is at least half a unit.
+            const __m512 lowest = _mm512_max_ps(some, _mm512_set1_ps(0.5f * mark));
+            for (int k = 0; k < 4; ++k) {
+                const __mmask16 there = tail(std::max<int64_t>(0, size - group - 16 * k));
+                weight[k] = load(p.data() + group + 16 * k, there);
+                open[k] = _mm512_mask_cmp_ps_mask(there, weight[k], lowest, _CMP_GE_OQ);
+            }
+            if (!(open[0] | open[1] | open[2] | open[3])) continue;
+            const Words words = gumbel.group(group);
+            for (int k = 0; k < 4; ++k) {
+                // -log u < e^(x - score) is needed to lead, and -log u is at least 1 - u.
+                const __m512i inverse = _mm512_xor_si512(words.word[k], _mm512_set1_epi32(-1));
+                const __m512 away = _mm512_add_ps(_mm512_cvtepu32_ps(inverse), _mm512_set1_ps(0.5f));
+                __mmask16 hit = _mm512_mask_cmp_ps_mask(
+                    open[k], _mm512_mul_ps(away, _mm512_set1_ps(mark)), weight[k], _CMP_LE_OQ);
+                if (!hit) continue;
+                alignas(64) uint32_t word[16];
+                _mm512_store_si512(word, words.word[k]);
+                for (; hit; hit &= hit - 1) {
+                    const int lane = __builtin_ctz(hit);
+                    const int64_t token = group + 16 * k + lane;
+                    const double x = (static_cast<double>(logits[token]) - logits[best]) / temperature;
+                    const double reached = x + Gumbel::of(word[lane]);
+                    if (reached > score || (reached == score && token < winner)) lead(token, reached);
+                }
+            }
         }
-        return last;
+        return winner;
     }
 };
 
@@ -171,7 +225,9 @@ inline void draw_row(const Drawing& d, int64_t row, Desk& desk) {
     if (temperature >= COLDEST) {
         const double total = temperature == 1.0f ? plain : r.soften(highest, temperature, true);
         if (d.top_k[row] > 0 || d.top_p[row] < 1.0f) r.restrict_to(d.top_k[row], d.top_p[row], total);
-        token = r.draw(d.uniform[row], d.min_p[row]);
+        const Gumbel gumbel{static_cast<uint64_t>(d.seed[row]), static_cast<uint64_t>(d.number[row]),
+                            static_cast<uint32_t>(d.purpose)};
+        token = r.race(gumbel, temperature, best, d.min_p[row]);
     }
     d.token[row] = token;
     d.confidence[row] = static_cast<float>(std::exp(static_cast<double>(r.logits[token] - highest)) / plain);

@@ -15,23 +15,24 @@ class _Drawing(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_void_p)
-            for name in ("logits", "temperature", "top_k", "top_p", "min_p", "uniform", "token", "confidence")
+            for name in ("logits", "temperature", "top_k", "top_p", "min_p", "seed", "number", "token", "confidence")
         ),
         ("rows", ctypes.c_int64),
         ("vocabulary", ctypes.c_int64),
+        ("purpose", ctypes.c_int64),
     ]
 
 
 def draw_tokens(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor, threads: int
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, numbers: Tensor,
+    purpose: int, threads: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What `kernels.token_sampling.draw_tokens` says; `library()` must be there and the logits float32 on the CPU."""
     loaded = library()
     assert loaded is not None, "callers ask library() first"
     rows, vocabulary = logits.shape
     token, confidence = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
-    columns = (logits.contiguous(), temperature.float(), top_k, top_p.float(), min_p.float(), uniform.double())
-    loaded.stride_draw_tokens(
-        ctypes.byref(_Drawing(*map(pointer, (*columns, token, confidence)), rows, vocabulary)), ctypes.c_int(threads)
-    )
+    columns = (logits.contiguous(), temperature.float(), top_k, top_p.float(), min_p.float(), seeds, numbers)
+    drawing = _Drawing(*map(pointer, (*columns, token, confidence)), rows, vocabulary, purpose)
+    loaded.stride_draw_tokens(ctypes.byref(drawing), ctypes.c_int(threads))
     return token, confidence

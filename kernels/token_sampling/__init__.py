@@ -13,16 +13,20 @@ __all__ = ["add_bias", "apply_bitmask", "draw_tokens", "penalise", "plain_logpro
 
 
 def draw_tokens(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor, threads: int = 1
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, numbers: Tensor,
+    purpose: int, threads: int = 1,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One token a row, and its probability under the plain softmax of the logits.
 
-    logits float32 [R, V], -inf where a token is banned; temperature, top_p, min_p, uniform float [R]; top_k int64 [R], 0
-    is off. Rows with a temperature below 1e-5 take the argmax. The others are drawn by inversion: the first token, in the
-    vocabulary's order, whose cumulative probability exceeds `uniform`. The filters apply in the order top-k, top-p, min-p, each
-    to the distribution at the row's temperature, as in vLLM and transformers. `threads` are for the CPU kernel, which
-    draws rows in parallel.
+    logits float32 [R, V], -inf where a token is banned; temperature, top_p, min_p float [R]; top_k int64 [R], 0 is off.
+    Rows with a temperature below 1e-5 take the argmax. The others take the token with the highest
+    logit / temperature + Gumbel number, which has the softmax's distribution (Gumbel 1954; "perturb and MAP", Papandreou
+    and Yuille, ICCV 2011). A token's number depends on the row's seed and number [R] int64, `purpose` and the token alone
+    (`kernels.philox`), not on the logits: two models that are given the same numbers draw the same token with probability
+    at least (1 - d) / (1 + d) at a total variation d of what they say (Daliri, Musco and Suresh, arXiv 2408.07978).
+    The filters apply in the order top-k, top-p, min-p, each to the distribution at the row's temperature, as in vLLM and
+    transformers. `threads` are for the CPU kernel, which draws rows in parallel.
     """
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and cpu.library() is not None:
-        return cpu.draw_tokens(logits, temperature, top_k, top_p, min_p, uniform, threads)
-    return reference.draw_tokens(logits, temperature, top_k, top_p, min_p, uniform)
+        return cpu.draw_tokens(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose, threads)
+    return reference.draw_tokens(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose)

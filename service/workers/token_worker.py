@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.philox import uniform
 from kernels.token_sampling import add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs
 from service.models.decoder import Decoder
 from service.models.decoder_serving import kernel_decoder
@@ -93,7 +92,9 @@ class TokenWorker:
             self._long([draw.top_k for draw in draws]),
             torch.tensor([draw.top_p for draw in draws], device=self.device),
             torch.tensor([draw.min_p for draw in draws], device=self.device),
-            self._uniform(draws, numbers),
+            self._long([draw.seed for draw in draws]),
+            self._long(numbers),
+            TOKEN_DRAW,
             self._threads.every,
         )
         readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
@@ -144,13 +145,6 @@ class TokenWorker:
 
     def _array(self, values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
         return torch.from_numpy(values).to(device=self.device, dtype=dtype)
-
-    def _uniform(self, draws: Sequence[Draws], numbers: Sequence[int]) -> Tensor:
-        """A number in (0, 1) for every draw; none are made when all are greedy."""
-        if all(draw.temperature == 0 for draw in draws):
-            return torch.zeros(len(draws), dtype=torch.float64, device=self.device)
-        seeds = self._long([draw.seed for draw in draws])
-        return uniform(seeds, self._long(numbers), TOKEN_DRAW, 1, dtype=torch.float64)[:, 0]
 
 
 def _draw_number(row: TokenRow, offset: int) -> int:
