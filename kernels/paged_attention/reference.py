@@ -17,8 +17,8 @@ from torch import Tensor
 class Plan:
     """One packed row: where its queries lie in the batch, the blocks of its request, and who sees what.
 
-    The queries stand at positions start..start+queries-1. They are causal, or see all positions before `until`, which is
-    then their row's end at least.
+    The queries stand at positions start..start+queries-1. Each sees those of its own `span` of them, 1 is causal, or all
+    positions before `until`, which is then their row's end at least.
     """
 
     offset: int
@@ -26,6 +26,7 @@ class Plan:
     start: int
     blocks: Sequence[int]
     until: int | None = None
+    span: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RowGroup:
 def plan_groups(plans: Sequence[Plan], block_size: int, window: int | None, device: torch.device) -> list[RowGroup]:
     """Groups of rows with the same number of queries; computed once a forward, used by every layer with this window.
 
-    A query at position i sees keys j with i - window < j; causal queries j <= i, the others all from their row's start on.
+    A query at position i sees keys j with i - window < j, and all of its own span or, with `until`, from its row's start on.
     """
     by_length: dict[int, list[Plan]] = {}
     for plan in plans:
@@ -53,9 +54,11 @@ def _group(rows: list[Plan], length: int, block_size: int, window: int | None, d
     firsts = [0 if window is None else max(0, row.start - window + 1) // block_size for row in rows]
     stops = [row.until or row.start + length for row in rows]
     columns = zip(rows, firsts, stops, strict=True)
-    numbers = torch.tensor([(row.offset, row.start, first, stop, row.until is not None) for row, first, stop in columns])
-    offsets, starts, first_blocks, ends, flags = (column[:, None] for column in numbers.unbind(1))
-    bidirectional = flags.bool()
+    spans_of = [length if row.until else row.span for row in rows]
+    numbers = torch.tensor(
+        [(row.offset, row.start, first, stop, span) for (row, first, stop), span in zip(columns, spans_of, strict=True)]
+    )
+    offsets, starts, first_blocks, ends, spans = (column[:, None] for column in numbers.unbind(1))
     lasts = [(stop - 1) // block_size for stop in stops]
     count = max(last - first + 1 for first, last in zip(firsts, lasts, strict=True))
     # A row with less context than the longest is filled up with block 0, which the mask hides.
@@ -63,11 +66,11 @@ def _group(rows: list[Plan], length: int, block_size: int, window: int | None, d
     tables = torch.tensor([blocks + [0] * (count - len(blocks)) for blocks in contexts])
     keys = first_blocks * block_size + torch.arange(count * block_size)
     queries = starts + torch.arange(length)
-    last_seen = torch.where(bidirectional, ends - 1, queries)
+    own = starts + torch.arange(length) // spans * spans
+    last_seen = torch.where(own + spans < starts + length, own + spans, ends) - 1
     mask = keys[:, None, :] <= last_seen[:, :, None]
     if window is not None:
-        near = keys[:, None, :] > queries[:, :, None] - window
-        mask &= near | (bidirectional[:, :, None] & (keys[:, None, :] >= starts[:, :, None]))
+        mask &= (keys[:, None, :] > queries[:, :, None] - window) | (keys[:, None, :] >= own[:, :, None])
     packed = (offsets + torch.arange(length)).flatten()
     return RowGroup(packed.to(device), tables.flatten().to(device), mask[:, None].to(device))
 

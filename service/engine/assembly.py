@@ -32,7 +32,8 @@ def build_engine(settings: Settings) -> Engine:
 
 def _text_card(model: TextHost) -> ModelCard:
     config = model.config
-    signature = ["next(tokens)"] + (["canvas(prefix, block)"] if config.block_lengths else [])
+    signature = ["next(tokens)"] if config.attention == "causal" else []
+    signature += ["canvas(prefix, block)"] if config.block_lengths else []
     return ModelCard(
         kind="text",
         guidance_input=False,
@@ -41,6 +42,8 @@ def _text_card(model: TextHost) -> ModelCard:
         eos_token_ids=list(model.eos_token_ids),
         mask_token_id=config.mask_token_id,
         block_lengths=list(config.block_lengths),
+        attention=config.attention,
+        shift=config.shift,
         sampling_defaults=dict(model.sampling_defaults),
         drafters=["ngram"],
         **_common(model, "text", signature),

@@ -13,34 +13,38 @@ from service.workers.block_pool import BlockPool
 class BlockTable:
     """A request's blocks in the order of its positions.
 
-    A full block is named by a key: a digest of the key before it and of its own token ids. Keys and values that are kept
-    are computed causally, whatever the procedure, so that nothing but the model and the tokens up to a position decides
-    them; a key of one model's pool therefore names one content. The digest cannot be made to collide (BLAKE2b, 256 bit).
+    A full block is named by a key: a digest of the key before it and of its own token ids. What keys and values are kept
+    depends, whatever the procedure, on the model and the tokens up to their position, or up to the end of their diffusion
+    block in models whose text sees itself in blocks. There a `group` of cache blocks, which ends where a diffusion block
+    ends, is named by all its tokens and shared as a whole. A key of one model's pool therefore names one content. The
+    digest cannot be made to collide (BLAKE2b, 256 bit).
     """
 
+    group: int = 1
     blocks: list[int] = field(default_factory=list)
     published: int = 0
     _keys: list[bytes] = field(default_factory=list)
 
     def key(self, tokens: list[int], index: int, size: int) -> bytes:
-        """The name of the full block `index`; the tokens up to its end must not change any more."""
-        assert (index + 1) * size <= len(tokens)
-        while len(self._keys) <= index:
-            start = len(self._keys) * size
+        """The name of the full block `index`; the tokens up to its group's end must not change any more."""
+        (number, place), length = divmod(index, self.group), self.group * size
+        assert (number + 1) * length <= len(tokens)
+        while len(self._keys) <= number:
+            start = len(self._keys) * length
             parent = self._keys[-1] if self._keys else b""
-            own = array("q", tokens[start : start + size]).tobytes()
+            own = array("q", tokens[start : start + length]).tobytes()
             self._keys.append(blake2b(parent + own, digest_size=32).digest())
-        return self._keys[index]
+        return self._keys[number] + place.to_bytes(2) if place else self._keys[number]
 
     def matches(self, pool: BlockPool, tokens: list[int], first: int, stop: int) -> list[int]:
-        """Blocks of the pool that contain what this request's blocks first..stop-1 will, as far as they come in a row."""
+        """Blocks of the pool that contain what this request's blocks first..stop-1 will, as far as whole groups come in a row."""
         found = []
         for index in range(first, stop):
             block = pool.find(self.key(tokens, index, pool.block_size))
             if block is None:
                 break
             found.append(block)
-        return found
+        return found[: len(found) // self.group * self.group]
 
     def share(self, pool: BlockPool, index: int, block: int) -> None:
         """Hold a block of the pool at this place instead of one of one's own."""

@@ -117,7 +117,7 @@ class Lane:
             if isinstance(request, TextRequest) and request.next_key(size) is not None:
                 self.cached_tokens += request.share(self.pool)
                 key = request.next_key(size)
-                if key in computing and request.state.cached % size == 0:
+                if key in computing and request.state.cached % (size * request.table.group) == 0:
                     continue
                 if key is not None:
                     computing.add(key)
@@ -192,12 +192,13 @@ def _positions(item: Item) -> int:
 
 
 def _fit(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int, alone: bool) -> Item | None:
-    """The move as far as `room` allows: whole, or the head of its causal first row; a block row is never cut."""
+    """The move as far as `room` allows: whole, or the head of its first row; a canvas is never cut."""
     size = _size(request, rows)
     if size <= room:
         return Item(request, rows, True, size)
     first = rows[0]
-    if isinstance(first, TokenRow) and first.mode == "causal":
-        length = min(room, len(first.tokens))
-        return Item(request, [first.head(length)], False, length)
+    if isinstance(first, TokenRow):
+        length = first.cut(max(room, first.span) if alone else room)
+        if 0 < length < size:
+            return Item(request, [first.head(length)], False, length)
     return Item(request, rows, True, size) if alone else None

@@ -97,7 +97,8 @@ class ProcedureCard(msgspec.Struct, frozen=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """What a served model is and can do. `folder` holds tokenizer.json and, for text, the chat template.
+    """What a served model is and can do. `folder` holds tokenizer.json and, for text, the chat template. `attention` and
+    `shift` are those of `TokenState`; text that sees itself in blocks has one block length.
 
     `sampling_defaults` are generation_config.json's, by the names of `Sampling`, for requests that say nothing. `drafters`
     are what can guess its tokens.
@@ -116,6 +117,8 @@ class ModelCard(msgspec.Struct, frozen=True):
     eos_token_ids: list[int] = []
     mask_token_id: int | None = None
     block_lengths: list[int] = []
+    attention: Literal["causal", "block", "full"] = "causal"
+    shift: bool = False
     sizes: list[tuple[int, int]] = []
     guidance_range: tuple[float, float] | None = None
     sampling_defaults: dict[str, float] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import lcm
 
 import msgspec
 
@@ -26,7 +27,7 @@ from service.engine.messages import (
 )
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
-from service.procedures.types import Axis, LatentRow, TokenProcedure, TokenRow, TokenState
+from service.procedures.types import LatentRow, TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
 from service.workers.occurrences import Occurrences
 from service.workers.types import Draws, Penalties, Picture, TokenRead
@@ -99,7 +100,10 @@ class TextRequest(Request):
         assert spec.begin is not None
         procedure = spec.begin(msgspec.convert(submit.parameters, spec.parameters))
         limit = len(work.prompt) + work.max_tokens
-        state = TokenState(list(work.prompt), len(work.prompt), limit, card.mask_token_id)
+        grid = card.block_lengths[0] if card.attention == "block" else None
+        state = TokenState(
+            list(work.prompt), len(work.prompt), limit, card.mask_token_id, card.attention, grid, card.shift
+        )  # fmt: skip
         stops = frozenset(work.stop_token_ids) | (frozenset() if work.ignore_eos else frozenset(card.eos_token_ids))
         need = -(-(limit + procedure.scratch()) // block_size)
         sampling = work.sampling
@@ -110,8 +114,8 @@ class TextRequest(Request):
             logprobs=work.logprobs,
         )  # fmt: skip
         return cls(
-            submit, need, work=work, procedure=procedure, state=state, stops=stops, penalties=penalties, grammar=grammar,
-            plain_draws=draws,
+            submit, need, BlockTable(lcm(block_size, grid or 1) // block_size), work=work, procedure=procedure, state=state,
+            stops=stops, penalties=penalties, grammar=grammar, plain_draws=draws,
         )  # fmt: skip
 
     def propose(self) -> list[TokenRow]:
@@ -122,18 +126,20 @@ class TextRequest(Request):
         return len(self.state.tokens) + self.procedure.scratch()
 
     def next_key(self, size: int) -> bytes | None:
-        """The name of the block that is computed next, if it can be shared.
+        """The name of the block that is computed next, or of the first of its group, if it can be shared.
 
         The last token is always computed by the request itself, because what follows it is read there.
         """
-        index = self.state.cached // size
-        return self.table.key(self.state.tokens, index, size) if (index + 1) * size < len(self.state.tokens) else None
+        group = size * self.table.group
+        start = self.state.cached // group * group
+        return self.table.key(self.state.tokens, start // size, size) if start + group < len(self.state.tokens) else None
 
     def matches(self, pool: BlockPool) -> list[int]:
         """Blocks of the pool that spare this request a computation, next ones first."""
-        first, inside = divmod(self.state.cached, pool.block_size)
-        stop = (len(self.state.tokens) - 1) // pool.block_size
-        return [] if inside else self.table.matches(pool, self.state.tokens, first, stop)
+        group = pool.block_size * self.table.group
+        first, inside = divmod(self.state.cached, group)
+        stop = (len(self.state.tokens) - 1) // group
+        return [] if inside else self.table.matches(pool, self.state.tokens, first * self.table.group, stop * self.table.group)
 
     def share(self, pool: BlockPool) -> int:
         """Hold what others have computed of this request's tokens; how many tokens of the prompt that spared."""
@@ -147,7 +153,8 @@ class TextRequest(Request):
 
     def publish(self, pool: BlockPool) -> None:
         """Let others share the blocks that are full and computed."""
-        self.table.publish(pool, self.state.tokens, self.state.cached // pool.block_size)
+        group = self.table.group
+        self.table.publish(pool, self.state.tokens, self.state.cached // (pool.block_size * group) * group)
 
     def set_back(self, pool: BlockPool) -> None:
         """Give the memory back; what is committed and the canvas stay, so that the next move is the one it was."""
@@ -183,12 +190,12 @@ class TextRequest(Request):
         state.draft = read.draft
         for row in rows:
             if row.keep:
-                assert row.mode == "causal", "what is kept must depend on the tokens before it alone"
+                assert state.keeps(row), "what is kept must depend on the tokens before it, or of its block, alone"
                 state.cached = row.start + _agreeing(row.tokens, state.tokens[row.start : row.start + len(row.tokens)])
         self.prefilled += self._reach()
         fresh = state.tokens[before:]
         if not fresh:
-            if self.work.revisions and rows[-1].axis is Axis.REFINE:
+            if self.work.revisions and state.canvas:
                 return [Revision(self.id, before, state.canvas[: state.limit - before])]
             return []
         floor = state.prompt_length + self.work.min_tokens

@@ -42,6 +42,8 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
             f"{name} needs a network that offers {', '.join(missing)}; {card.name} offers {', '.join(card.signature)}. "
             f"Without that argument the network cannot know where the move ends. It can run: {', '.join(card.procedures)}",
         )
+    if len(card.block_lengths) == 1 and "block_length" in spec.parameters.__struct_fields__:
+        raw.setdefault("block_length", card.block_lengths[0])
     try:
         parameters = msgspec.convert(raw, spec.parameters, strict=True)
     except msgspec.ValidationError as error:

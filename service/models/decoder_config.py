@@ -38,7 +38,8 @@ class DecoderConfig:
     `layers` has one entry a layer; left out, all are alike, with `sliding_window` and `rope_theta`. `norms` says where a
     branch is normed: before it, after it, or both. `qk_norm`: over each head, over all of them together, or not at all.
     `attention_scale` None is 1/sqrt(head_dim). A softcap c makes c * tanh(x / c) of x. `mask_token_id` and
-    `block_lengths` say how a model was trained for block diffusion.
+    `block_lengths` say how a model was trained for diffusion: `attention` is how text sees itself, `causal`, in blocks of
+    the one block length, or all of it; with `shift` a masked token is read at the position before it.
     """
 
     vocab_size: int
@@ -72,12 +73,18 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     learned_positions: bool = False
     experts: ExpertsConfig | None = None
+    attention: Literal["causal", "block", "full"] = "causal"
+    shift: bool = False
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         if self.block_lengths and self.mask_token_id is None:
             raise ValueError("block_lengths need a mask_token_id")
+        if self.attention == "block" and len(self.block_lengths) != 1:
+            raise ValueError("text that sees itself in blocks needs one block length")
+        if self.attention != "causal" and not 0 <= (self.mask_token_id or -1) < self.vocab_size:
+            raise ValueError(f"mask_token_id must be below {self.vocab_size}, the size of the vocabulary, not {self.mask_token_id!r}")
         if not self.layers:
             alike = LayerConfig(self.sliding_window, Rope(self.rope_theta))
             object.__setattr__(self, "layers", (alike,) * self.num_hidden_layers)

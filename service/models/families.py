@@ -52,6 +52,16 @@ def _dense_layers(keys: ConfigKeys, layers: int) -> set[int]:
     return {layer for layer in range(layers) if layer in listed or (layer + 1) % step}
 
 
+def _blocks(length: str, *, shift: bool = False) -> Callable[[ConfigKeys], dict[str, Any]]:
+    """A model for block diffusion whose text sees itself in blocks of the length under this key."""
+
+    def fields(keys: ConfigKeys) -> dict[str, Any]:
+        mask = keys.take("mask_token_id")
+        return {"attention": "block", "block_lengths": (keys.integer(length),), "mask_token_id": mask, "shift": shift}
+
+    return fields
+
+
 @dataclass(frozen=True)
 class Family:
     """`constants`: fields of DecoderConfig that are the same for all of its models; `more`: fields from keys of its own.
@@ -60,7 +70,7 @@ class Family:
     which layers have a window, where config.json does not list them. `names`: (pattern, replacement), applied one after
     another to a tensor's name, which then is the decoder's own. `ignored`: tensors that take no part in the computation;
     `transposed`: those stored [in, out] (patterns too). `zero_centred`: norms that multiply by 1 + weight. `inside`: the
-    key of config.json that holds the text network's part.
+    key of config.json that holds the text network's part. `ignored_keys` have no effect on the network.
     """
 
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -73,6 +83,7 @@ class Family:
     zero_centred: bool = False
     transposed: str = r"^$"
     inside: str | None = None
+    ignored_keys: tuple[str, ...] = ()
 
     def own_name(self, tensor: str) -> str | None:
         """The decoder's name of a checkpoint's tensor; None for one that takes no part in the computation."""
@@ -168,6 +179,18 @@ FAMILIES: dict[str, Family] = {
         names=((r"block_sparse_moe", "mlp"), (r"\.w1\.", ".gate_proj."), (r"\.w3\.", ".up_proj."), (r"\.w2\.", ".down_proj.")),
     ),
 }  # fmt: skip
+FAMILIES["sdar"] = replace(
+    FAMILIES["qwen3"], defaults={**FAMILIES["qwen3"].defaults, "block_size": 4, "mask_token_id": 151_669},
+    more=_blocks("block_size"), ignored_keys=("attn_implementation", "ep_size", "fuse_cross_entropy"),
+)  # fmt: skip
+FAMILIES["sdar_moe"] = replace(
+    FAMILIES["sdar"], defaults={**FAMILIES["qwen3_moe"].defaults, "block_size": 4, "mask_token_id": 151_669},
+    layer_types=qwen_moe, more=lambda keys: {**FAMILIES["sdar"].more(keys), **FAMILIES["qwen3_moe"].more(keys)},
+)  # fmt: skip
+FAMILIES["Fast_dLLM_Qwen"] = replace(
+    FAMILIES["qwen2"], defaults={**FAMILIES["qwen2"].defaults, "bd_size": 32, "mask_token_id": 151_665},
+    more=_blocks("bd_size", shift=True),
+)  # fmt: skip
 FAMILIES["gemma3"] = Family(**{**_GEMMA3.__dict__, "inside": "text_config"})
 
 
@@ -191,6 +214,8 @@ def read_config(json: Mapping[str, Any], context: int | None = None) -> DecoderC
     hidden = keys.integer("hidden_size")
     head_dim = keys.integer("head_dim", hidden // heads)
     more = family.more(keys)
+    for key in family.ignored_keys:
+        keys.skip(key)
     rotary = not family.constants.get("learned_positions", False)
     layers, positions = read_layers(keys, family.layer_types, count, head_dim, rotary, context)
     if "experts" in more:

@@ -1,8 +1,10 @@
 """Block diffusion: a canvas of masked tokens is refined, committed, and the next one begins.
 
-Causal across blocks, bidirectional within (BD3-LM, arXiv 2503.09573; Fast-dLLM v2, 2509.26328). The pass that commits a
-finished canvas (its keys and values, computed causally from the final tokens) rides in the forward that begins the
-next canvas, so a block costs as many forwards as its refinement. Which masked positions are set in a forward:
+Causal across blocks, bidirectional within (BD3-LM, arXiv 2503.09573; Fast-dLLM v2, 2509.26328; SDAR, 2510.06303). The
+pass that commits a finished canvas (its keys and values, computed from the final tokens) rides in the forward that begins
+the next canvas, so a block costs as many forwards as its refinement. Where text sees itself in blocks as well, blocks
+begin at multiples of their length, and a prompt's last tokens are known ones of the first. Networks that say at a position
+what comes next give a block's first token in the forward that commits the block before it. Which masked positions are set:
 
 - `confidence`: the ones the network is surest of, block_length / steps of them (LLaDA, arXiv 2502.09992);
 - `threshold`: the leftmost, and all others whose probability exceeds `threshold` (Fast-dLLM, arXiv 2505.22618, which
@@ -34,9 +36,14 @@ class BlockDiffusionParameters(msgspec.Struct, frozen=True, forbid_unknown_field
         Annotated[int, Meta(ge=1, le=256, description="forwards a canvas, by the rule `confidence`; half its tokens by default")]
         | None
     ) = None
+    sub_block_length: (
+        Annotated[int, Meta(ge=1, le=256, description="the canvas is set in parts of so many tokens, from left to right")] | None
+    ) = None
 
     def __post_init__(self) -> None:
         """Fills in the default of the rule's own parameter. Raises ValueError when the other's is given."""
+        if self.sub_block_length is not None and self.block_length % self.sub_block_length:
+            raise ValueError(f"`sub_block_length` must divide block_length, {self.block_length}")
         if self.rule == "threshold":
             if self.steps is not None:
                 raise ValueError("`steps` is for the rule confidence; the rule is threshold")
@@ -55,20 +62,31 @@ class BlockDiffusion:
 
     def propose(self, state: TokenState) -> list[TokenRow]:
         assert state.mask_token is not None
+        known = tuple(state.tokens[state.keepable :])
         if not state.canvas:
-            state.canvas = [None] * self.parameters.block_length
+            state.canvas = [None] * (self.parameters.block_length - len(known))
             state.canvas_step = 0
-        rows = [] if state.cached == len(state.tokens) else [state.uncached_row(wanted=False)]
+        if _begins_behind(state):
+            return [state.uncached_row(wanted=True)]
+        rows = [] if state.cached == state.keepable else [state.uncached_row(wanted=False)]
         shown = tuple(state.mask_token if token is None else token for token in state.canvas)
-        masked = tuple(offset for offset, token in enumerate(state.canvas) if token is None)
-        rows.append(TokenRow(Axis.REFINE, shown, len(state.tokens), "block", False, masked, state.canvas_step))
+        first = len(known) - (1 if state.shift else 0)
+        wanted = tuple(first + offset for offset in self._candidates(state))
+        rows.append(
+            TokenRow(
+                Axis.REFINE, known + shown, state.keepable, "block", False, wanted, state.canvas_step, shift=state.shift
+            )
+        )  # fmt: skip
         return rows
 
     def fold(self, state: TokenState, readings: list[Reading]) -> None:
-        masked = [offset for offset, token in enumerate(state.canvas) if token is None]
-        for i in self._chosen(state, readings):
-            state.canvas[masked[i]] = readings[i].token
-        state.canvas_step += 1
+        if _begins_behind(state):
+            state.canvas[0] = readings[-1].token
+        else:
+            candidates = self._candidates(state)
+            for i in self._chosen(state, readings):
+                state.canvas[candidates[i]] = readings[i].token
+            state.canvas_step += 1
         if all(token is not None for token in state.canvas):
             room = state.limit - len(state.tokens)
             state.tokens.extend(token for token in state.canvas[:room] if token is not None)
@@ -77,8 +95,16 @@ class BlockDiffusion:
     def scratch(self) -> int:
         return self.parameters.block_length
 
+    def _candidates(self, state: TokenState) -> list[int]:
+        """The masked offsets of the canvas that can be set next: all, or those of the first sub-block that has any."""
+        masked = [offset for offset, token in enumerate(state.canvas) if token is None]
+        length, known = self.parameters.sub_block_length, self.parameters.block_length - len(state.canvas)
+        if length is None:
+            return masked
+        return [offset for offset in masked if (known + offset) // length == (known + masked[0]) // length]
+
     def _chosen(self, state: TokenState, readings: list[Reading]) -> list[int]:
-        """Which of the masked positions this forward sets; at least one."""
+        """Which of the candidates this forward sets; at least one."""
         if self.parameters.rule == "threshold":
             threshold = self.parameters.threshold
             assert threshold is not None
@@ -86,4 +112,9 @@ class BlockDiffusion:
         assert self.parameters.steps is not None
         remaining_steps = max(1, self.parameters.steps - state.canvas_step)
         surest = sorted(range(len(readings)), key=lambda i: -readings[i].confidence)
-        return surest[: -(-len(readings) // remaining_steps)]
+        return surest[: -(-state.canvas.count(None) // remaining_steps)]
+
+
+def _begins_behind(state: TokenState) -> bool:
+    """Whether the canvas' first token has yet to be read at the end of the block before it."""
+    return state.shift and state.canvas[0] is None and state.keepable == len(state.tokens)

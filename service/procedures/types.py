@@ -6,6 +6,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, Protocol, Self
 
+Attention = Literal["causal", "block", "full"]
+"""How the text that a network has before it sees itself: each token those before it; blocks one another in that way, and
+each all of itself; or everything everything."""
+
 
 class Axis(StrEnum):
     EXPAND = "expand"
@@ -21,7 +25,11 @@ class TokenRow:
     is to be read. Rows that `keep` leave their keys and values in the cache, which holds as far as their tokens are those
     that are committed afterwards; a canvas leaves nothing. `draw` numbers repeated draws at one position, so that each has
     random numbers of its own. The last `drafts` tokens are guesses: what is read at the token before each says whether it
-    was right. A block sees the cached positions before `until` too, where that lies behind its own end.
+    was right.
+
+    Of block rows: the row sees the cached positions before `until` too, where that lies behind its own end; with a
+    `block_length` it is several blocks of that many tokens, and a token sees all up to the end of its own; with `shift`,
+    what is read at an offset is the next position's token, as in causal rows.
     """
 
     axis: Axis
@@ -33,6 +41,8 @@ class TokenRow:
     draw: int = 0
     drafts: int = 0
     until: int | None = None
+    block_length: int | None = None
+    shift: bool = False
 
     @property
     def stop(self) -> int:
@@ -40,9 +50,25 @@ class TokenRow:
         own = self.start + len(self.tokens)
         return own if self.until is None else max(own, self.until)
 
+    @property
+    def span(self) -> int:
+        """How many tokens, from the first on, see all of one another."""
+        return 1 if self.mode == "causal" else self.block_length or len(self.tokens)
+
+    @property
+    def reads_next(self) -> bool:
+        """Whether what is read at an offset is the token behind it."""
+        return self.mode == "causal" or self.shift
+
+    def cut(self, room: int) -> int:
+        """How many of the first query tokens, at most `room`, can be a chunk of a prefill; 0: none."""
+        if self.mode == "block" and self.block_length is None:
+            return 0
+        return min(room, len(self.tokens)) // self.span * self.span
+
     def head(self, length: int) -> TokenRow:
-        """The first `length` query tokens: a chunk of a prefill. Only causal rows can be cut."""
-        assert self.mode == "causal" and 0 < length <= len(self.tokens)
+        """The first `length` query tokens, a number that `cut` gives."""
+        assert 0 < length == self.cut(length)
         wanted = tuple(offset for offset in self.wanted if offset < length)
         drafts = max(0, self.drafts - (len(self.tokens) - length))
         return replace(self, tokens=self.tokens[:length], wanted=wanted, drafts=drafts)
@@ -106,13 +132,17 @@ class Draft:
 
 @dataclass(slots=True)
 class TokenState:
-    """What a token request has so far: committed tokens (the prompt first), a provisional canvas, and cached keys.
-    `draft` are guesses that the next move verifies; they may be dropped at any time."""
+    """What a token request has so far: committed tokens (the prompt first), a provisional canvas behind them, and cached
+    keys. `draft` are guesses that the next move verifies; they may be dropped at any time. `attention` is the network's,
+    by blocks of `block_length`; with `shift` it says at a position what comes next."""
 
     tokens: list[int]
     prompt_length: int
     limit: int
     mask_token: int | None = None
+    attention: Attention = "causal"
+    block_length: int | None = None
+    shift: bool = False
     cached: int = 0
     canvas: list[int | None] = field(default_factory=list)
     canvas_step: int = 0
@@ -122,10 +152,27 @@ class TokenState:
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
 
+    @property
+    def keepable(self) -> int:
+        """Committed tokens whose keys and values will not change: all, or where they see one another in blocks, whole blocks."""
+        return len(self.tokens) // (self.block_length or 1) * (self.block_length or 1)
+
     def uncached_row(self, wanted: bool) -> TokenRow:
-        """Everything committed that the cache lacks, as one causal row; the last position is read if `wanted`."""
-        rest = tuple(self.tokens[self.cached :])
-        return TokenRow(Axis.EXPAND, rest, self.cached, "causal", True, (len(rest) - 1,) if wanted else ())
+        """Everything that can be kept and that the cache lacks, as one row; behind its last position is read if `wanted`."""
+        rest = tuple(self.tokens[self.cached : self.keepable])
+        offsets = (len(rest) - 1,) if wanted else ()
+        if self.attention == "causal":
+            return TokenRow(Axis.EXPAND, rest, self.cached, "causal", True, offsets)
+        return TokenRow(
+            Axis.EXPAND, rest, self.cached, "block", True, offsets, block_length=self.block_length, shift=self.shift
+        )  # fmt: skip
+
+    def keeps(self, row: TokenRow) -> bool:
+        """Whether this row's keys and values depend on nothing but the tokens up to their block's end."""
+        if self.attention == "causal":
+            return row.mode == "causal"
+        length = self.block_length
+        return length is not None and row.block_length == length and not row.start % length and not len(row.tokens) % length
 
 
 class TokenProcedure(Protocol):

@@ -29,11 +29,11 @@ class KernelForward:
         numbers: list[int] = []
         starts: list[int] = []
         for number, row in enumerate(packed.rows):
-            count = len(row.tokens)
-            bidirectional = row.mode == "block"
-            last.extend([row.stop - 1] * count if bidirectional else range(row.start, row.start + count))
+            count, span = len(row.tokens), row.span
+            own = [row.start + offset // span * span for offset in range(count)]
+            last.extend(max(min(first + span, row.start + count), row.until or 0) - 1 for first in own)
             numbers.extend([number] * count)
-            starts.extend([row.start if bidirectional else -1] * count)
+            starts.extend(own if row.mode == "block" else [-1] * count)
         width = max(map(len, packed.tables))
         tables = [table + [0] * (width - len(table)) for table in packed.tables]
         batch = PackedBatch(

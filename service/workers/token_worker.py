@@ -149,5 +149,5 @@ class TokenWorker:
 
 def _draw_number(row: TokenRow, offset: int) -> int:
     """Position of the token that is drawn, and in the high word which draw at that position this is."""
-    position = row.start + offset + (1 if row.mode == "causal" else 0)
+    position = row.start + offset + (1 if row.reads_next else 0)
     return position | (row.draw << 32)

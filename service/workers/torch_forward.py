@@ -39,7 +39,7 @@ class PagedAttention:
 
 class TorchForward:
     """Logits of packed rows. With `batch_invariant` every number is computed in an order that depends on its own request
-    alone: tiled matrix products, and causal queries that attend one by one."""
+    alone: tiled matrix products, and queries that attend one by one, or with those that see all of one another."""
 
     def __init__(self, network: Decoder, cache: PagedCache, threads: Threads, batch_invariant: bool) -> None:
         self._network = network
@@ -69,8 +69,9 @@ class TorchForward:
         plans: list[Plan] = []
         offset = 0
         for row, table in zip(packed.rows, packed.tables, strict=True):
-            plan = Plan(offset, len(row.tokens), row.start, table, row.stop if row.mode == "block" else None)
-            plans += _single_queries(plan) if self._batch_invariant and row.mode == "causal" else [plan]
+            whole = row.mode == "block" and row.block_length is None
+            plan = Plan(offset, len(row.tokens), row.start, table, row.stop if whole else None, row.span)
+            plans += _spans(plan) if self._batch_invariant and not whole else [plan]
             offset += len(row.tokens)
         return plans
 
@@ -88,6 +89,9 @@ class TorchForward:
         return torch.tensor(values, dtype=torch.int64, device=self._cache.store.device)
 
 
-def _single_queries(plan: Plan) -> list[Plan]:
-    """The same causal row, every query of it a row of its own."""
-    return [Plan(plan.offset + i, 1, plan.start + i, plan.blocks) for i in range(plan.queries)]
+def _spans(plan: Plan) -> list[Plan]:
+    """The same row, every span of it a row of its own."""
+    return [
+        Plan(plan.offset + i, min(plan.span, plan.queries - i), plan.start + i, plan.blocks, span=plan.span)
+        for i in range(0, plan.queries, plan.span)
+    ]

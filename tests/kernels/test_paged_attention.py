@@ -30,22 +30,27 @@ def test_rows_of_every_kind_in_one_batch(
     heads: int, kv_heads: int, window: int | None, block_size: int, scale: float | None, cap: float | None
 ) -> None:
     torch.manual_seed(heads * 100 + (window or 0))
-    # (start, queries, until): decode, prefill from nothing and from a prefix, a canvas, one with no prefix, one before text.
-    rows = [(0, 1, 0), (37, 1, 0), (0, 17, 0), (11, 17, 0), (20, 8, 28), (0, 8, 8), (3, 1, 4), (9, 8, 30)]
+    # (start, queries, until, span): decode, prefill from nothing and from a prefix, a canvas, one with no prefix, one
+    # before text, blocks.
+    rows = [
+        (0, 1, 0, 1), (37, 1, 0, 1), (0, 17, 0, 1), (11, 17, 0, 1), (20, 8, 28, 1), (0, 8, 8, 1), (3, 1, 4, 1),
+        (9, 8, 30, 1), (0, 12, 0, 4), (9, 17, 0, 3),
+    ]  # fmt: skip
     keys, values = torch.randn(600, kv_heads, HEAD), torch.randn(600, kv_heads, HEAD)
     free = torch.randperm(600 // block_size)
     plans, queries, expected, used = [], [], [], 0
-    for start, count, until in rows:
+    for start, count, until, span in rows:
         stop = max(start + count, until)
         blocks = free[used : used - (-stop // block_size)]
         used += len(blocks)
         slots = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()[:stop]
-        plans.append(Plan(sum(len(q) for q in queries), count, start, blocks.tolist(), until or None))
+        plans.append(Plan(sum(len(q) for q in queries), count, start, blocks.tolist(), until or None, span))
         query = torch.randn(count, heads, HEAD)
         queries.append(query)
         at, key = torch.arange(start, start + count)[:, None], torch.arange(stop)[None]
         near = torch.ones(count, stop, dtype=torch.bool) if window is None else key > at - window
-        visible = (near | (key >= start)) if until else (near & (key <= at))
+        own = start + (at - start) // span * span
+        visible = (near | (key >= start)) if until else ((near | (key >= own)) & (key < own + span))
         expected.append(dense(query, keys[slots], values[slots], visible, scale, cap))
     store = torch.stack((keys, values), dim=1).view(600 // block_size, block_size, 2, kv_heads, HEAD)
     groups = plan_groups(plans, block_size, window, torch.device("cpu"))

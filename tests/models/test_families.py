@@ -36,6 +36,7 @@ class RecordingWorker(TokenWorker):
 
     def __init__(self, model: TextModel, pool: BlockPool, **options: Any) -> None:
         super().__init__(model.network, pool, CPU, Threads(1, 1), **options)
+        self.config = model.network.config
         self.recorded: list[Tensor] = []
 
     def _read(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:

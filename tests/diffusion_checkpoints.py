@@ -1,0 +1,96 @@
+"""Small random checkpoints of diffusion language models in their published layouts, each with an independent reference.
+
+The configs are those of the hub but for their sizes; the networks are transformers' of the family that the layout comes
+from, given the attention mask of the diffusion model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+VOCABULARY, MASK = 300, 299
+HARMLESS = {"attention_dropout": 0.0, "initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": False}
+SDAR: dict[str, Any] = {
+    **HARMLESS, "architectures": ["SDARForCausalLM"], "model_type": "sdar", "attention_bias": False,
+    "attn_implementation": "flex_attention", "bos_token_id": 1, "debug": False, "eos_token_id": 2, "block_size": 4,
+    "mask_token_id": MASK, "ep_size": 1, "fuse_cross_entropy": True, "head_dim": 16, "hidden_act": "silu",
+    "hidden_size": 48, "intermediate_size": 80, "max_position_embeddings": 256, "max_window_layers": 3,
+    "micro_forward": False, "num_attention_heads": 4, "num_hidden_layers": 3, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1000000, "skip_checkpoint": False, "sliding_window": None,
+    "tie_word_embeddings": False, "transformers_version": "4.52.4", "use_deepep": False, "use_sliding_window": False,
+    "vocab_size": VOCABULARY,
+}  # fmt: skip
+FAST_DLLM: dict[str, Any] = {
+    **HARMLESS, "architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen", "bd_size": 8,
+    "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": MASK, "hidden_act": "silu", "hidden_size": 48,
+    "intermediate_size": 80, "layer_types": ["full_attention"] * 3, "max_position_embeddings": 256, "max_window_layers": 3,
+    "num_attention_heads": 4, "num_hidden_layers": 3, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_scaling": None,
+    "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False,
+    "vocab_size": VOCABULARY,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`config` is the published config.json in small; `reference` the class in transformers and what its config has other
+    than `config`; `rename` turns a tensor's name there into the checkpoint's."""
+
+    config: Mapping[str, Any]
+    reference: str
+    differing: Mapping[str, Any] = field(default_factory=dict)
+    rename: Callable[[str], str] = lambda name: name
+
+
+LAYOUTS = {
+    "sdar": Layout(SDAR, "Qwen3"),
+    "sdar-tied-blocks-of-8": Layout({**SDAR, "block_size": 8, "tie_word_embeddings": True}, "Qwen3"),
+    "fast_dllm": Layout(FAST_DLLM, "Qwen2"),
+}
+_SAME = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings",
+)  # fmt: skip
+
+
+def write_layout(folder: Path, name: str, seed: int = 0) -> Any:
+    """Writes config.json and model.safetensors and returns the reference network, in float32."""
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    import transformers
+
+    layout = LAYOUTS[name]
+    same = {key: layout.config[key] for key in _SAME if key in layout.config}
+    config = getattr(transformers, f"{layout.reference}Config")(**{**same, **layout.differing})
+    network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            # Biases and norms that matter, and distributions that depend on the text.
+            spread = 0.3 if parameter.ndim < 2 else 1.5 * parameter.shape[-1] ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + (0.0 if parameter.ndim > 1 else 0.7))
+    tied = layout.config.get("tie_word_embeddings", False)
+    tensors = {
+        layout.rename(tensor): value.contiguous()
+        for tensor, value in network.state_dict().items()
+        if not (tied and tensor == "lm_head.weight")
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(layout.config))
+    return network
+
+
+def logits_of(network: Any, tokens: list[int], span: int) -> Tensor:
+    """[N, V] of a text in which each `span` tokens see one another and all before them."""
+    own = torch.arange(len(tokens)) // span
+    hidden = torch.where(own[:, None] >= own[None], 0.0, float("-inf"))
+    with torch.no_grad():
+        return network(torch.tensor([tokens]), attention_mask=hidden[None, None]).logits[0]

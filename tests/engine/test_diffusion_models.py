@@ -1,0 +1,165 @@
+"""Generation with diffusion language models, against their published procedures written out over an independent network."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from service.engine.assembly import build_engine
+from service.engine.loop import Engine
+from service.engine.messages import Revision, Sampling, Submit, TextWork
+from service.settings import Settings
+from tests.diffusion_checkpoints import LAYOUTS, MASK, logits_of, write_layout
+from tests.engine.driving import Outputs, finish_all
+from tests.http.test_checkpoints import write_tokenizer
+
+pytest.importorskip("transformers")
+
+KNOWN = 290
+"""Tokens of the tokeniser; the others are never drawn."""
+Canvas = list[int | None]
+
+
+@functools.cache
+def reference(folder: Path, name: str) -> Any:
+    network = write_layout(folder, name)
+    write_tokenizer(folder)
+    return network
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("diffusion")
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(3, KNOWN, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def engine_of(folder: Path, kv_memory: str = "1MiB", **settings: Any) -> Engine:
+    return build_engine(Settings(models=[f"m={folder},kv_memory={kv_memory}"], threads=1, **({"kv_block": 4} | settings)))
+
+
+def submit(name: str, prompt: list[int], max_tokens: int, procedure: str = "block_diffusion", **options: Any) -> Submit:
+    parameters, sampling = options.pop("parameters", {}), Sampling(temperature=options.pop("temperature", 0.0))
+    work = TextWork(prompt, max_tokens, sampling, ignore_eos=True, revisions=options.pop("revisions", False))
+    return Submit(name, "m", procedure, parameters, options.pop("seed", 0), work, 0.0)
+
+
+def generated(engine: Engine, request: Submit) -> tuple[list[int], list[Canvas]]:
+    """The tokens, and every canvas on the way to them."""
+    outputs, canvases = Outputs(), []
+    outputs.take(engine.take(request))
+    while engine.has_work:
+        events = engine.tick()
+        outputs.take(events)
+        canvases += [list(event.token_ids) for event in events if isinstance(event, Revision)]
+    assert not outputs.failed
+    return outputs.tokens[request.id], canvases
+
+
+def surest(logits: Tensor) -> tuple[list[int], list[float]]:
+    """The likeliest token of each row that may be drawn, and its probability."""
+    logits = logits.clone()
+    logits[:, KNOWN:] = float("-inf")
+    confidence, tokens = logits.softmax(-1).max(-1)
+    return tokens.tolist(), confidence.tolist()
+
+
+def published(
+    network: Any, prompt: list[int], count: int, length: int, steps: int, shift: bool = False, part: int | None = None
+) -> Iterator[list[int]]:
+    """The text after each forward that sets something: block by block and, in it, part by part, from left to right, as many
+    of the surest tokens as the steps left for the block demand. With `shift` position i is read at i - 1, which for a
+    block's first token is in the block before it."""
+    text = list(prompt)
+    while len(text) < len(prompt) + count:
+        stop = (len(text) // length + 1) * length
+        if shift and len(text) % length == 0:
+            text += surest(logits_of(network, text, length)[-1:])[0]
+            yield text
+        text += [MASK] * (stop - len(text))
+        for left in range(steps, 0, -1):
+            masked = [i for i in range(stop - length, stop) if text[i] == MASK]
+            if not masked:
+                break
+            size = part or length
+            parted = [i for i in masked if i // size == masked[0] // size]
+            tokens, confidence = surest(logits_of(network, text, length)[[i - shift for i in parted]])
+            order = sorted(range(len(parted)), key=lambda k: -confidence[k])
+            for k in order[: -(-len(masked) // left)]:
+                text[parted[k]] = tokens[k]
+            yield text
+
+
+def canvases_of(texts: Iterator[list[int]], length: int, prompt: int, limit: int) -> Iterator[Canvas]:
+    """What a client sees of them: the block under work from its first generated token on, if anything in it is masked."""
+    for text in texts:
+        text = text + [MASK] * (-len(text) % length)
+        if MASK in text:
+            yield [None if token == MASK else token for token in text[max(prompt, len(text) - length) : limit]]
+
+
+@pytest.mark.parametrize("prompt,count,steps", [(13, 20, 4), (16, 12, 2), (3, 9, 4), (8, 8, 3)])
+def test_sdar_generates_what_its_published_procedure_does_step_by_step(
+    folder: Path, prompt: int, count: int, steps: int
+) -> None:
+    network, text = reference(folder / "sdar", "sdar"), prompt_of(prompt)
+    request = submit("r", text, count, parameters={"rule": "confidence", "steps": steps, "block_length": 4}, revisions=True)
+    tokens, canvases = generated(engine_of(folder / "sdar"), request)
+    expected = [list(step) for step in published(network, text, count, 4, steps)]
+    assert tokens == expected[-1][prompt : prompt + count]
+    assert canvases == list(canvases_of(iter(expected), 4, prompt, prompt + count))
+
+
+@pytest.mark.parametrize("prompt,count,part", [(13, 20, None), (16, 13, 2), (3, 21, 4), (8, 8, 8)])
+def test_fast_dllm_generates_what_its_published_procedure_does_step_by_step(
+    folder: Path, prompt: int, count: int, part: int | None
+) -> None:
+    network, text = reference(folder / "fast_dllm", "fast_dllm"), prompt_of(prompt)
+    parameters = {"rule": "confidence", "steps": 8, "sub_block_length": part, "block_length": 8}
+    request = submit("r", text, count, parameters=parameters, revisions=True)
+    tokens, canvases = generated(engine_of(folder / "fast_dllm"), request)
+    expected = [list(step) for step in published(network, text, count, 8, 8, True, part)]
+    assert tokens == expected[-1][prompt : prompt + count]
+    assert canvases == list(canvases_of(iter(expected), 8, prompt, prompt + count))
+
+
+def a_day(length: int) -> list[Submit]:
+    """Requests that begin alike and part inside diffusion blocks and at their borders, greedy and not."""
+    stem, submits = prompt_of(48), []
+    for i, same in enumerate([0, 3, 8, 12, 13, 16, 20, 30, 32, 47, 48, 48]):
+        prompt = stem[:same] + prompt_of(1 + i, i)
+        parameters = {"block_length": length, "threshold": 0.4}
+        submits.append(submit(f"r{i}", prompt, 24 + i, parameters=parameters, temperature=0.9 * (i % 2), seed=i))
+    return submits
+
+
+@pytest.mark.parametrize("name,kv_block", [("sdar", 16), ("sdar", 3), ("sdar-tied-blocks-of-8", 4), ("fast_dllm", 12)])
+@pytest.mark.parametrize("positions", [1200, 112])
+def test_tokens_depend_neither_on_the_batch_nor_on_shared_blocks_nor_on_memory(
+    folder: Path, name: str, kv_block: int, positions: int
+) -> None:
+    reference(folder / name, name)
+    length = LAYOUTS[name].config.get("block_size", 8)
+    bytes_each = 3 * 2 * 2 * (12 if name == "fast_dllm" else 16) * 4
+    alone = {
+        request.id: finish_all(engine_of(folder / name, prefix_cache=False), [request]).tokens[request.id]
+        for request in a_day(length)
+    }
+    engine = engine_of(folder / name, str(positions * bytes_each), kv_block=kv_block, token_budget=40)
+    together = finish_all(engine, a_day(length))
+    assert together.tokens == alone
+    again = finish_all(engine, a_day(length))
+    assert again.tokens == alone
+    lane = engine.scheduler.lanes["m"]
+    if positions == 1200:
+        assert sum(done.usage.cached_tokens or 0 for done in again.done.values()) > 100, "nothing was shared"
+    else:
+        assert lane.preemptions > 0, "there was memory for all"
