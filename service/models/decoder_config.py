@@ -84,7 +84,7 @@ class DecoderConfig:
         if self.attention == "block" and len(self.block_lengths) != 1:
             raise ValueError("text that sees itself in blocks needs one block length")
         if self.attention != "causal" and not 0 <= (self.mask_token_id or -1) < self.vocab_size:
-            raise ValueError(f"mask_token_id must be below {self.vocab_size}, the size of the vocabulary, not {self.mask_token_id!r}")
+            raise ValueError(f"mask_token_id must be below vocab_size, {self.vocab_size}, not {self.mask_token_id!r}")
         if not self.layers:
             alike = LayerConfig(self.sliding_window, Rope(self.rope_theta))
             object.__setattr__(self, "layers", (alike,) * self.num_hidden_layers)
