@@ -38,6 +38,40 @@ FAST_DLLM: dict[str, Any] = {
     "vocab_size": VOCABULARY,
 }  # fmt: skip
 
+DREAM: dict[str, Any] = {
+    **HARMLESS, "architectures": ["DreamModel"], "auto_map": {"AutoConfig": "configuration_dream.DreamConfig"},
+    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 48, "intermediate_size": 80,
+    "mask_token_id": MASK, "max_position_embeddings": 256, "max_window_layers": 3, "model_type": "Dream",
+    "num_attention_heads": 4, "num_hidden_layers": 3, "num_key_value_heads": 2, "pad_token_id": 2, "rms_norm_eps": 1e-6,
+    "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": False,
+    "use_sliding_window": False, "vocab_size": VOCABULARY,
+}  # fmt: skip
+LLADA: dict[str, Any] = {
+    **HARMLESS, "activation_type": "silu", "alibi": False, "alibi_bias_max": 8.0, "architectures": ["LLaDAModelLM"],
+    "attention_layer_norm": False, "attention_layer_norm_with_affine": True, "bias_for_layer_norm": False,
+    "block_group_size": 1, "block_type": "llama", "d_model": 48, "embedding_dropout": 0.0, "embedding_size": VOCABULARY,
+    "eos_token_id": 2, "flash_attention": True, "flash_attn_varlen": True, "include_bias": False,
+    "include_qkv_bias": False, "init_cutoff_factor": None, "init_device": "meta", "init_fn": "mitchell", "init_std": 0.02,
+    "input_emb_norm": False, "layer_norm_type": "rms", "layer_norm_with_affine": True, "mask_token_id": MASK,
+    "max_sequence_length": 256, "mlp_hidden_size": 80, "mlp_ratio": 4, "model_type": "llada",
+    "multi_query_attention": None, "n_heads": 4, "n_kv_heads": 4, "n_layers": 3, "pad_token_id": 2,
+    "precision": "amp_bf16", "residual_dropout": 0.0, "rms_norm_eps": 1e-5, "rope": True, "rope_full_precision": True,
+    "rope_theta": 500000.0, "scale_logits": False, "transformers_version": "4.51.2", "vocab_size": VOCABULARY,
+    "weight_tying": False,
+}  # fmt: skip
+_LLADA_NAMES = {
+    "model.embed_tokens": "wte", "model.norm": "ln_f", "lm_head": "ff_out", "model.layers": "blocks",
+    "self_attn.o_proj": "attn_out",
+    "self_attn.": "", "input_layernorm": "attn_norm", "post_attention_layernorm": "ff_norm", "mlp.gate_proj": "ff_proj",
+    "mlp.up_proj": "up_proj", "mlp.down_proj": "ff_out",
+}  # fmt: skip
+
+
+def _as_llada(name: str) -> str:
+    for own, published in _LLADA_NAMES.items():
+        name = name.replace(own, published)
+    return f"model.transformer.{name}"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -54,7 +88,16 @@ LAYOUTS = {
     "sdar": Layout(SDAR, "Qwen3"),
     "sdar-tied-blocks-of-8": Layout({**SDAR, "block_size": 8, "tie_word_embeddings": True}, "Qwen3"),
     "fast_dllm": Layout(FAST_DLLM, "Qwen2"),
-}
+    "dream": Layout(DREAM, "Qwen2"),
+    "llada": Layout(
+        LLADA, "Llama",
+        {
+            "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "max_position_embeddings": 256,
+        },
+        _as_llada,
+    ),
+}  # fmt: skip
 _SAME = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings",

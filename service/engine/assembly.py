@@ -26,7 +26,8 @@ def build_engine(settings: Settings) -> Engine:
         if hosted.name in served:
             raise ModelError(f"two models are called {hosted.name!r}")
         card = _text_card(hosted) if isinstance(hosted, TextHost) else _image_card(hosted)
-        served[hosted.name] = Served(card, Lane(hosted.pool, limits, settings.prefix_cache), hosted.worker)
+        shares = settings.prefix_cache and card.attention != "full"
+        served[hosted.name] = Served(card, Lane(hosted.pool, limits, shares), hosted.worker)
     return Engine(list(served.values()))
 
 
@@ -34,6 +35,7 @@ def _text_card(model: TextHost) -> ModelCard:
     config = model.config
     signature = ["next(tokens)"] if config.attention == "causal" else []
     signature += ["canvas(prefix, block)"] if config.block_lengths else []
+    signature += ["canvas(sequence)"] if config.attention == "full" else []
     return ModelCard(
         kind="text",
         guidance_input=False,

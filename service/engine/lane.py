@@ -41,7 +41,8 @@ class Item:
 
 @dataclass(slots=True)
 class Lane:
-    """One model's requests, in the order of rank, and memory; with `prefix_cache` blocks are shared."""
+    """One model's requests, in the order of rank, and memory; with `prefix_cache` blocks are shared. `passed_over` is one whose
+    move no forward has room for beside others, and which the last one left out: the next is its own."""
 
     pool: BlockPool
     limits: Limits
@@ -52,6 +53,7 @@ class Lane:
     cost: ForwardCost = field(default_factory=ForwardCost)
     preemptions: int = 0
     cached_tokens: int = 0
+    passed_over: AnyRequest | None = None
 
     def queue(self, request: AnyRequest) -> None:
         """Behind all that rank before it."""
@@ -125,11 +127,20 @@ class Lane:
         return ready
 
     def _within_budget(self, ready: list[AnyRequest]) -> list[Item]:
-        """Short moves first, the longest unserved first, then prefill in what room is left."""
+        """Whoever was served longest ago first; but a move that was passed over alone."""
         affordable = self.cost.affordable(self.limits.seconds)
         room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
         order = sorted(ready, key=lambda r: (r.submit.priority, r.last_tick))
         proposed = [(request, request.propose()) for request in order]
+        large = [(request, rows) for request, rows in proposed if not _can_be_fitted(request, rows, room)]
+        turn = [Item(request, rows, True, _size(request, rows)) for request, rows in large if request is self.passed_over]
+        items = turn or self._filled(proposed, room)
+        chosen = {item.request.id for item in items}
+        self.passed_over = None if turn else next((request for request, _ in large if request.id not in chosen), None)
+        return items
+
+    def _filled(self, proposed: list[tuple[AnyRequest, list[TokenRow] | list[LatentRow]]], room: int) -> list[Item]:
+        """Short moves first, in the order given, then prefill in what room is left."""
         short = [(r, rows) for r, rows in proposed if _size(r, rows) <= self.limits.tokens // 8]
         long = [(r, rows) for r, rows in proposed if _size(r, rows) > self.limits.tokens // 8]
         reserve = room // 4 if long else 0
@@ -189,6 +200,12 @@ def _size(request: AnyRequest, rows: Iterable[TokenRow | LatentRow]) -> int:
 def _positions(item: Item) -> int:
     """Positions that a request's blocks must cover for a move."""
     return max((row.stop for row in item.rows if isinstance(row, TokenRow)), default=0) or item.request.positions()
+
+
+def _can_be_fitted(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int) -> bool:
+    """Whether the move, or a part of it, has room in a forward; a large canvas has not."""
+    first = rows[0]
+    return _size(request, rows) <= room or not isinstance(first, TokenRow) or first.cut(len(first.tokens)) > 0
 
 
 def _fit(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int, alone: bool) -> Item | None:

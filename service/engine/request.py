@@ -122,7 +122,9 @@ class TextRequest(Request):
         return self.procedure.propose(self.state)
 
     def positions(self) -> int:
-        """Positions that everything committed takes, with the scratch of the next move."""
+        """Positions that everything committed takes, with the scratch of the next move; all where everything is seen at once."""
+        if self.state.attention == "full":
+            return self.state.limit
         return len(self.state.tokens) + self.procedure.scratch()
 
     def next_key(self, size: int) -> bytes | None:

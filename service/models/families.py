@@ -62,6 +62,23 @@ def _blocks(length: str, *, shift: bool = False) -> Callable[[ConfigKeys], dict[
     return fields
 
 
+def _sequence(keys: ConfigKeys) -> dict[str, Any]:
+    """A model for diffusion of whole sequences, in which every token sees every other."""
+    return {"attention": "full", "mask_token_id": keys.take("mask_token_id")}
+
+
+def _llada(keys: ConfigKeys) -> dict[str, Any]:
+    keys.one_of("block_type", {"llama": None}, "llama")
+    keys.one_of("layer_norm_type", {"rms": None}, "rms")
+    for key in ("rope", "layer_norm_with_affine"):
+        if not keys.flag(key, True):
+            raise ValueError(f"{key} = false is not supported")
+    rows, known = keys.take("embedding_size"), keys.take("vocab_size")
+    if rows not in (None, known):
+        raise ValueError(f"embedding_size {rows!r} beside another vocab_size, {known!r}, is not supported")
+    return _sequence(keys)
+
+
 @dataclass(frozen=True)
 class Family:
     """`constants`: fields of DecoderConfig that are the same for all of its models; `more`: fields from keys of its own.
@@ -190,6 +207,32 @@ FAMILIES["sdar_moe"] = replace(
 FAMILIES["Fast_dLLM_Qwen"] = replace(
     FAMILIES["qwen2"], defaults={**FAMILIES["qwen2"].defaults, "bd_size": 32, "mask_token_id": 151_665},
     more=_blocks("bd_size", shift=True),
+)  # fmt: skip
+FAMILIES["Dream"] = replace(
+    FAMILIES["qwen2"], constants={**FAMILIES["qwen2"].constants, "shift": True},
+    defaults={**FAMILIES["qwen2"].defaults, "mask_token_id": 151_666}, more=_sequence,
+)  # fmt: skip
+FAMILIES["llada"] = Family(
+    _PLAIN,
+    defaults={"mask_token_id": 126_336, "rms_norm_eps": 1e-5, "activation_type": "silu"},
+    renamed={
+        "hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads", "intermediate_size": "mlp_hidden_size", "hidden_act": "activation_type",
+        "max_position_embeddings": "max_sequence_length", "tie_word_embeddings": "weight_tying",
+    },
+    more=_llada,
+    names=(
+        (r"^model\.transformer\.wte", "model.embed_tokens"), (r"^model\.transformer\.ln_f", "model.norm"),
+        (r"^model\.transformer\.ff_out", "lm_head"), (r"^model\.transformer\.blocks", "model.layers"),
+        (r"\.([qkv]_proj)\.", r".self_attn.\1."), (r"\.attn_out\.", ".self_attn.o_proj."),
+        (r"\.attn_norm\.", ".input_layernorm."), (r"\.ff_norm\.", ".post_attention_layernorm."),
+        (r"\.ff_proj\.", ".mlp.gate_proj."), (r"\.up_proj\.", ".mlp.up_proj."), (r"\.ff_out\.", ".mlp.down_proj."),
+    ),
+    ignored_keys=(
+        "alibi_bias_max", "attention_layer_norm_with_affine", "block_group_size", "flash_attention", "flash_attn_varlen",
+        "init_cutoff_factor", "init_device", "init_fn", "init_std", "mlp_ratio", "precision", "rope_full_precision",
+        "embedding_dropout", "residual_dropout",
+    ),
 )  # fmt: skip
 FAMILIES["gemma3"] = Family(**{**_GEMMA3.__dict__, "inside": "text_config"})
 

@@ -117,4 +117,4 @@ class BlockDiffusion:
 
 def _begins_behind(state: TokenState) -> bool:
     """Whether the canvas' first token has yet to be read at the end of the block before it."""
-    return state.shift and state.canvas[0] is None and state.keepable == len(state.tokens)
+    return state.shift and state.attention != "full" and state.canvas[0] is None and state.keepable == len(state.tokens)

@@ -11,6 +11,7 @@ import msgspec
 from service.procedures import parameters as latent
 from service.procedures.autoregressive import Autoregressive, AutoregressiveParameters
 from service.procedures.block_diffusion import BlockDiffusion, BlockDiffusionParameters
+from service.procedures.masked_diffusion import MaskedDiffusion, MaskedDiffusionParameters
 from service.procedures.types import Axis, TokenProcedure
 
 
@@ -41,6 +42,10 @@ _ALL = (
         "block_diffusion", "text", (Axis.EXPAND, Axis.REFINE), frozenset({"canvas(prefix, block)"}),
         BlockDiffusionParameters,
         "Several tokens a forward: a canvas of masked tokens is refined, then committed.", BlockDiffusion,
+    ),
+    Procedure(
+        "masked_diffusion", "text", (Axis.EXPAND, Axis.REFINE), frozenset({"canvas(sequence)"}), MaskedDiffusionParameters,
+        "Several tokens a forward, by a network that sees all that is to be written as masks.", MaskedDiffusion,
     ),
     _image("euler", "velocity(x,t)", latent.EulerParameters, "First order; the plain ODE step of flow matching."),
     _image("heun", "velocity(x,t)", latent.HeunParameters, "Second order, two evaluations a step."),

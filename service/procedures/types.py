@@ -168,9 +168,9 @@ class TokenState:
         )  # fmt: skip
 
     def keeps(self, row: TokenRow) -> bool:
-        """Whether this row's keys and values depend on nothing but the tokens up to their block's end."""
-        if self.attention == "causal":
-            return row.mode == "causal"
+        """Whether this row's keys and values depend on nothing but the tokens up to their block's end, or are never shared."""
+        if self.attention != "block":
+            return row.mode == "causal" or self.attention == "full"
         length = self.block_length
         return length is not None and row.block_length == length and not row.start % length and not len(row.tokens) % length
 

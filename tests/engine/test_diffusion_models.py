@@ -163,3 +163,115 @@ def test_tokens_depend_neither_on_the_batch_nor_on_shared_blocks_nor_on_memory(
         assert sum(done.usage.cached_tokens or 0 for done in again.done.values()) > 100, "nothing was shared"
     else:
         assert lane.preemptions > 0, "there was memory for all"
+
+
+def whole_sequence(
+    network: Any, prompt: list[int], count: int, length: int, steps: int, shift: bool, cache: str
+) -> Iterator[list[int]]:
+    """The text after each forward of LLaDA's semi-autoregressive procedure, with Fast-dLLM's caches where asked for."""
+    from transformers import DynamicCache
+
+    text, limit = prompt + [MASK] * count, len(prompt) + count
+    for begin in range(len(prompt), limit, length):
+        stop, past = min(begin + length, limit), None
+        for left in range(steps, 0, -1):
+            masked = [i for i in range(begin, stop) if text[i] == MASK]
+            if not masked:
+                break
+            start, end = 0, limit
+            if past is not None and cache != "none":
+                start, end = begin - shift, stop if cache == "dual" else limit
+            seen = DynamicCache()
+            if past is not None and start:
+                for layer in range(3):
+                    keys, values = past.layers[layer].keys, past.layers[layer].values
+                    kept = [*range(start), *range(end, limit)]
+                    seen.update(keys[:, :, kept], values[:, :, kept], layer)
+            size = end - start
+            with torch.no_grad():
+                out = network(
+                    torch.tensor([text[start:end]]), past_key_values=seen, use_cache=True,
+                    position_ids=torch.arange(start, end)[None],
+                    attention_mask=torch.zeros(1, 1, size, size + (len(kept) if past is not None and start else 0)),
+                )  # fmt: skip
+            if past is None:
+                past = out.past_key_values
+            tokens, confidence = surest(out.logits[0][[i - shift - start for i in masked]])
+            order = sorted(range(len(masked)), key=lambda k: -confidence[k])
+            for k in order[: -(-len(masked) // left)]:
+                text[masked[k]] = tokens[k]
+            yield text
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize(
+    "name,prompt,count,length,steps", [("llada", 11, 22, 8, 4), ("dream", 9, 24, 8, 3), ("dream", 5, 7, 16, 7)]
+)
+def test_whole_sequences_are_set_as_the_published_procedure_does_step_by_step(
+    folder: Path, name: str, prompt: int, count: int, length: int, steps: int, cache: str
+) -> None:
+    network, text = reference(folder / name, name), prompt_of(prompt)
+    parameters = {"rule": "confidence", "steps": steps, "block_length": length, "cache": cache}
+    request = submit("r", text, count, "masked_diffusion", parameters=parameters, revisions=True)
+    tokens, canvases = generated(engine_of(folder / name), request)
+    expected = [list(step) for step in whole_sequence(network, text, count, length, steps, name == "dream", cache)]
+    assert tokens == expected[-1][prompt:]
+    begins = [prompt + (step.index(MASK) - prompt) // length * length for step in expected if MASK in step]
+    unfinished = zip([step for step in expected if MASK in step], begins, strict=True)
+    shown = [[None if token == MASK else token for token in step[i : min(i + length, prompt + count)]] for step, i in unfinished]
+    assert canvases == [canvas for canvas in shown if canvas != [None] * len(canvas)]
+
+
+def test_an_approximate_cache_is_one(folder: Path) -> None:
+    reference(folder / "llada", "llada")
+    texts = [
+        generated(
+            engine_of(folder / "llada"),
+            submit("r", prompt_of(20), 64, "masked_diffusion", parameters={"cache": cache, "rule": "confidence", "steps": 16}),
+        )[0]
+        for cache in ("none", "prefix", "dual")
+    ]
+    assert texts[0] != texts[1] and texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+@pytest.mark.parametrize("positions,set_back", [(1200, False), (112, False), (1200, True)])
+def test_tokens_of_a_whole_sequence_depend_neither_on_the_batch_nor_on_memory(
+    folder: Path, name: str, positions: int, set_back: bool
+) -> None:
+    reference(folder / name, name)
+    stem = prompt_of(30)
+    day = [
+        submit(
+            f"r{i}", stem[: 20 + i], 12 + 5 * i, "masked_diffusion", temperature=0.9 * (i % 2), seed=i,
+            parameters={"cache": ("none", "prefix", "dual")[i % 3], "threshold": 0.3},
+        )
+        for i in range(9)
+    ]  # fmt: skip
+    alone = {request.id: finish_all(engine_of(folder / name), [request]).tokens[request.id] for request in day}
+    bytes_each = 3 * 2 * LAYOUTS[name].config.get("num_key_value_heads", 4) * 12 * 4
+    engine = engine_of(folder / name, str(positions * bytes_each), token_budget=40)
+    lane, outputs, ticks = engine.scheduler.lanes["m"], Outputs(), 0
+    for request in day:
+        outputs.take(engine.take(request))
+    while engine.has_work:
+        outputs.take(engine.tick())
+        ticks += 1
+        if set_back and lane.running and ticks % 3 == 0:
+            lane._set_back(lane.running[ticks % len(lane.running)])
+    assert outputs.tokens == alone
+    assert sum(done.usage.cached_tokens or 0 for done in outputs.done.values()) == 0
+    assert set_back or lane.preemptions == 0, "all memory is claimed at the start"
+
+
+def test_a_canvas_beyond_the_token_budget_takes_turns_with_short_ones(folder: Path) -> None:
+    reference(folder / "llada", "llada")
+    engine, outputs = engine_of(folder / "llada", token_budget=64), Outputs()
+    parameters = {"rule": "confidence", "steps": 1, "block_length": 8}
+    outputs.take(engine.take(submit("long", prompt_of(80), 32, "masked_diffusion", parameters=parameters)))
+    for number in range(400):
+        if "long" in outputs.done:
+            break
+        outputs.take(engine.take(submit(f"s{number}", [5], 3, "masked_diffusion", parameters=parameters)))
+        outputs.take(engine.tick())
+    assert "long" in outputs.done and len(outputs.done) > 2

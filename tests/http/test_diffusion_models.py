@@ -15,7 +15,7 @@ from tests.http.test_checkpoints import write_tokenizer
 pytest.importorskip("transformers")
 
 TEMPLATE = """{% for message in messages %}<s>{{ message.role }}: {{ message.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"""  # noqa: E501
-SERVED = ("sdar", "fast_dllm")
+SERVED = ("sdar", "fast_dllm", "llada", "dream")
 
 
 @pytest.fixture(scope="module")

@@ -72,3 +72,12 @@ def test_a_batch_invariant_worker_gives_the_same_bits_for_any_chunks_of_blocks(f
     worker = served(folder / name, batch_invariant=True)
     whole = logits_in(worker, worker.config.block_lengths[0], 40)
     assert torch.equal(logits_in(worker, worker.config.block_lengths[0], 8, 24, 8), whole)
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+def test_a_whole_sequence_has_the_logits_of_no_mask_at_all(folder: Path, name: str, way: str) -> None:
+    network, worker = reference(folder / name, name), served(folder / name)
+    assert worker.run_by == ("torch" if way == "torch" else "the CPU kernel") and worker.config.attention == "full"
+    row = TokenRow(Axis.REFINE, tuple(TEXT), 0, "block", False, tuple(range(40)), shift=worker.config.shift)
+    run(worker, [row], [worker.pool.allocate(10)])
+    torch.testing.assert_close(worker.recorded[-1], logits_of(network, TEXT, 40), atol=1e-4, rtol=1e-4)
