@@ -8,13 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from torch import nn
 
-from service.models.decoder import Decoder
+from service.models.decoder import Decoder, DecoderConfig
 from service.models.errors import ModelError
 from service.models.families import FAMILIES, Family, read_config
 from service.models.filling import fill, fitting, materialise
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from service.models.generation_config import GenerationConfig, token_ids
+from service.models.heads import Heads
+from service.models.heads_loading import EMBEDDED_HEADS, StoredHeads, module_of_checkpoint, stored_heads
 from service.models.hub import fetch
 from service.models.int8 import quantise
 from service.models.memory import available_memory
@@ -28,7 +32,8 @@ FLOW = "stride_flow_transformer"
 
 @dataclass(frozen=True)
 class TextModel:
-    """`sampling_defaults` are generation_config.json's, by the names of a request's fields."""
+    """`sampling_defaults` are generation_config.json's, by the names of a request's fields. `heads` and `draft_model` guess
+    this model's tokens."""
 
     spec: ModelSpec
     network: Decoder
@@ -36,6 +41,8 @@ class TextModel:
     max_model_len: int
     parameters: int
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    heads: Heads | None = None
+    draft_model: TextModel | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,8 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
             return _load_image_model(spec, config, device)
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW])}")
-        return _load_text_model(spec, config, device, kv_memory)
+        model = _load_text_model(spec, config, device, kv_memory)
+        return replace(model, draft_model=_load_draft_model(model, device, kv_memory))
     except ModelError as error:
         raise ModelError(f"{spec.name}: {error}") from error
 
@@ -96,21 +104,66 @@ def _load_text_model(spec: ModelSpec, json: dict[str, Any], device: torch.device
     if spec.quantization == "int8":
         quantise(network.model.layers)
     checkpoint = SafetensorsFolder(spec.folder)
-    targets = fitting(network, checkpoint, family)
+    modules = json.get("num_nextn_predict_layers") or 0
+    behind = "|".join(str(config.num_hidden_layers + i) for i in range(modules))
+    own = replace(family, ignored=rf"{family.ignored}|^model\.layers\.({behind})\.") if modules else family
+    targets = fitting(network, checkpoint, own)
     exact = "stride" in json or any(checkpoint.tensors[name].dtype in ("F32", "F64") for name in targets)
     dtype = spec.dtype or (torch.float32 if exact else fast_dtype(device))
     _check_room(network, dtype, device, kv_memory)
     materialise(network, dtype, device)
-    fill(spec.name, checkpoint, targets, family)
+    fill(spec.name, checkpoint, targets, own)
+    stored = _stored_heads(spec, config, module_of_checkpoint(checkpoint, config, family) if modules else None)
+    if stored is not None:
+        _check_room(stored.network, dtype, device, kv_memory)
     generation = _generation_config(spec)
     eos = generation.eos_token_ids if generation.eos_token_ids is not None else eos
     drawable = tuple(token for token in eos if token < config.vocab_size)
     limit = spec.max_model_len or longest
-    return TextModel(spec, network.eval(), drawable, limit, parameters, generation.sampling)
+    heads = None if stored is None else stored.load(spec.name, dtype, device)
+    return TextModel(spec, network.eval(), drawable, limit, parameters, generation.sampling, heads)
+
+
+def _stored_heads(spec: ModelSpec, config: DecoderConfig, inside: StoredHeads | None) -> StoredHeads | None:
+    """Those that were named, else those of the checkpoint itself, else those in a folder beside it."""
+    if spec.heads is not None:
+        try:
+            return stored_heads(spec.heads, config)
+        except ModelError as error:
+            raise ModelError(f"heads: {error}") from error
+    beside = spec.folder / EMBEDDED_HEADS
+    return stored_heads(beside, config) if inside is None and (beside / "config.json").is_file() else inside
+
+
+def _load_draft_model(model: TextModel, device: torch.device, kv_memory: int) -> TextModel | None:
+    """Raises ModelError for one that does not read and write the same tokens."""
+    folder = model.spec.draft_model
+    if folder is None:
+        return None
+    spec = replace(model.spec, folder=folder, draft_model=None, heads=None, max_model_len=None, quantization=None)
+    try:
+        _check_tokenizer(spec)
+        json_ = _read_json(spec, "config.json")
+        if json_.get("model_type") not in FAMILIES:
+            raise ModelError(f"model_type {json_.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES)}")
+        if _vocabulary(spec) != _vocabulary(model.spec):
+            raise ModelError(f"{folder} has other tokens than {model.spec.folder}: a guess must be one of the model's own tokens")
+        return replace(_load_text_model(spec, json_, device, kv_memory), heads=None)
+    except ModelError as error:
+        raise ModelError(f"draft_model: {error}") from error
+
+
+def _vocabulary(spec: ModelSpec) -> dict[str, int]:
+    path = spec.folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing more specific
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.device) -> ImageModel:
-    without_effect = [key for key in ("max_model_len", "quantization", "kv_memory") if getattr(spec, key) is not None]
+    texts = ("max_model_len", "quantization", "kv_memory", "draft_model", "heads")
+    without_effect = [key for key in texts if getattr(spec, key) is not None]
     if without_effect:
         raise ModelError(f"{without_effect[0]} is for text models, and this one makes pictures")
     try:
@@ -123,7 +176,7 @@ def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.devic
     return ImageModel(spec, network.eval(), _count(network))
 
 
-def _check_room(network: Decoder, dtype: torch.dtype, device: torch.device, kv_memory: int) -> None:
+def _check_room(network: nn.Module, dtype: torch.dtype, device: torch.device, kv_memory: int) -> None:
     """Before anything is read: parameters at their size on the device, and the KV cache."""
     weights = sum(p.numel() * (1 if p.dtype == torch.int8 else dtype.itemsize) for p in network.parameters())
     room = available_memory(device)

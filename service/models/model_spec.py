@@ -14,12 +14,15 @@ from service.models.errors import ModelError
 EMBEDDED = Path(__file__).parent / "embedded"
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-OPTIONS = ("dtype", "device", "revision", "quantization", "max_model_len", "kv_memory", "tensor_parallel")
+OPTIONS = ("dtype", "device", "revision", "quantization", "max_model_len", "kv_memory", "tensor_parallel", "draft_model", "heads")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A name, where the model lies (a folder, or the id of a repository on the hub), and options; None: not given."""
+    """A name, where the model lies (a folder, or the id of a repository on the hub), and options; None: not given.
+
+    `draft_model` is the folder of a smaller model that guesses this one's tokens, `heads` that of heads which do.
+    """
 
     name: str
     folder: Path
@@ -30,6 +33,8 @@ class ModelSpec:
     device: str | None = None
     quantization: str | None = None
     kv_memory: int | None = None
+    draft_model: Path | None = None
+    heads: Path | None = None
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
@@ -89,6 +94,10 @@ def _values(options: dict[str, str]) -> dict[str, Any]:
             case "tensor_parallel":
                 if value != "1":
                     raise ValueError(f"tensor_parallel must be 1, not {value!r}: a model runs on one device")
+            case "draft_model" | "heads":
+                if not (Path(value) / "config.json").is_file():
+                    raise ValueError(f"{key}: {value or 'nothing'} is not a folder with a config.json")
+                values[key] = Path(value)
             case "device":
                 values[key] = value
     return values
