@@ -77,7 +77,7 @@ def test_heads_that_were_written_guess_as_those_in_memory(tmp_path: Path, kind: 
         expected = guesses(trainer.heads, target, tokens, features, 3)
         found = guesses(read, target, tokens, features, 3)
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=0.25, rtol=0.01)
+        assert (one - other).abs().max() < 0.02 * other.abs().max(), "more than float16 rounds"
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
