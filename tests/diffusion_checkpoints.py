@@ -59,6 +59,19 @@ LLADA: dict[str, Any] = {
     "rope_theta": 500000.0, "scale_logits": False, "transformers_version": "4.51.2", "vocab_size": VOCABULARY,
     "weight_tying": False,
 }  # fmt: skip
+LLADA2: dict[str, Any] = {
+    **HARMLESS, "architectures": ["LLaDA2MoeModelLM"], "model_type": "llada2_moe", "mask_token_id": MASK, "block_size": 8,
+    "first_k_dense_replace": 1, "head_dim": 16, "hidden_act": "silu", "hidden_size": 48, "intermediate_size": 80,
+    "max_position_embeddings": 256, "moe_intermediate_size": 24, "n_group": 4, "norm_head": False, "norm_topk_prob": True,
+    "num_attention_heads": 4, "num_experts": 16, "num_experts_per_tok": 3, "num_hidden_layers": 3, "num_key_value_heads": 2,
+    "num_shared_experts": 1, "output_router_logits": False, "pad_token_id": 2, "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-6, "rope_theta": 600000, "routed_scaling_factor": 2.5, "score_function": "sigmoid",
+    "tie_word_embeddings": False, "topk_group": 2, "vocab_size": VOCABULARY,
+}  # fmt: skip
+_LLADA2_NAMES = {
+    "embed_tokens": "word_embeddings", "self_attn.o_proj": "attention.dense", "self_attn.q_norm": "attention.query_layernorm",
+    "self_attn.k_norm": "attention.key_layernorm", "gate.e_score_correction_bias": "gate.expert_bias",
+}  # fmt: skip
 _LLADA_NAMES = {
     "model.embed_tokens": "wte", "model.norm": "ln_f", "lm_head": "ff_out", "model.layers": "blocks",
     "self_attn.o_proj": "attn_out",
@@ -67,27 +80,59 @@ _LLADA_NAMES = {
 }  # fmt: skip
 
 
-def _as_llada(name: str) -> str:
-    for own, published in _LLADA_NAMES.items():
-        name = name.replace(own, published)
-    return f"model.transformer.{name}"
+def _as_llada(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    published: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for own, theirs in _LLADA_NAMES.items():
+            name = name.replace(own, theirs)
+        published[f"model.transformer.{name}"] = tensor
+    return published
+
+
+def _as_llada2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values in one matrix, and each expert's matrices apart."""
+    published: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if "self_attn.q_proj" in name:
+            parts = [tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+            published[name.replace("self_attn.q_proj", "attention.query_key_value")] = torch.cat(parts)
+        elif name.endswith("experts.gate_up_proj"):
+            for i, (gate, up) in enumerate(one.chunk(2) for one in tensor):
+                base = name.replace("gate_up_proj", str(i))
+                published |= {f"{base}.gate_proj.weight": gate, f"{base}.up_proj.weight": up}
+        elif name.endswith("experts.down_proj"):
+            published |= {name.replace("down_proj", f"{i}.down_proj.weight"): one for i, one in enumerate(tensor)}
+        elif "self_attn.k_proj" not in name and "self_attn.v_proj" not in name:
+            for own, theirs in _LLADA2_NAMES.items():
+                name = name.replace(own, theirs)
+            published[name] = tensor
+    return published
 
 
 @dataclass(frozen=True)
 class Layout:
     """`config` is the published config.json in small; `reference` the class in transformers and what its config has other
-    than `config`; `rename` turns a tensor's name there into the checkpoint's."""
+    than `config`; `published` turns its tensors into the checkpoint's."""
 
     config: Mapping[str, Any]
     reference: str
     differing: Mapping[str, Any] = field(default_factory=dict)
-    rename: Callable[[str], str] = lambda name: name
+    published: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
 
 
 LAYOUTS = {
     "sdar": Layout(SDAR, "Qwen3"),
     "sdar-tied-blocks-of-8": Layout({**SDAR, "block_size": 8, "tie_word_embeddings": True}, "Qwen3"),
     "fast_dllm": Layout(FAST_DLLM, "Qwen2"),
+    "llada2": Layout(
+        LLADA2, "Glm4Moe",
+        {
+            "moe_intermediate_size": 24, "num_experts_per_tok": 3, "n_routed_experts": 16, "n_group": 4, "topk_group": 2,
+            "routed_scaling_factor": 2.5, "use_qk_norm": True, "first_k_dense_replace": 1, "n_shared_experts": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 6e5, "partial_rotary_factor": 0.5},
+        },
+        _as_llada2,
+    ),
     "dream": Layout(DREAM, "Qwen2"),
     "llada": Layout(
         LLADA, "Llama",
@@ -115,16 +160,13 @@ def write_layout(folder: Path, name: str, seed: int = 0) -> Any:
     network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for parameter in [*network.parameters(), *(b for name, b in network.named_buffers() if "correction" in name)]:
             # Biases and norms that matter, and distributions that depend on the text.
             spread = 0.3 if parameter.ndim < 2 else 1.5 * parameter.shape[-1] ** -0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + (0.0 if parameter.ndim > 1 else 0.7))
     tied = layout.config.get("tie_word_embeddings", False)
-    tensors = {
-        layout.rename(tensor): value.contiguous()
-        for tensor, value in network.state_dict().items()
-        if not (tied and tensor == "lm_head.weight")
-    }
+    own = {name: tensor for name, tensor in network.state_dict().items() if not (tied and name == "lm_head.weight")}
+    tensors = {name: tensor.clone().contiguous() for name, tensor in layout.published(own).items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(layout.config))

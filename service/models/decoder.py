@@ -150,21 +150,36 @@ class Experts(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         assert config.experts is not None
-        self.per_token = config.experts.per_token
-        self.normalise = config.experts.normalise
-        self.gate = nn.Linear(config.hidden_size, config.experts.count, bias=False)
-        self.experts = nn.ModuleList(FeedForward(config, config.experts.intermediate_size) for _ in range(config.experts.count))
+        self.config = config.experts
+        count, size = config.experts.count, config.experts.intermediate_size
+        self.gate = nn.Linear(config.hidden_size, count, bias=False)
+        self.expert_bias = nn.Parameter(torch.zeros(count)) if config.experts.biased else None
+        self.experts = nn.ModuleList(FeedForward(config, size) for _ in range(count))
+        self.shared_experts = FeedForward(config, config.experts.shared_size) if config.experts.shared_size else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self.gate(x).float().softmax(-1).topk(self.per_token, dim=-1)
-        if self.normalise:
-            weights = weights / weights.sum(-1, keepdim=True)
+        weights, chosen = self._route(self.gate(x).float())
         weights = weights.to(x.dtype)
         out = torch.zeros_like(x)
         for expert in chosen.unique().tolist():
             rows, places = torch.where(chosen == expert)
             out.index_add_(0, rows, self.experts[expert](x[rows]) * weights[rows, places, None])
-        return out
+        return out if self.shared_experts is None else out + self.shared_experts(x)
+
+    def _route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """logits float32 [N, count] -> weights and indices [N, per_token] of the experts that each token goes through."""
+        scores = logits.softmax(-1) if self.config.scores == "softmax" else logits.sigmoid()
+        wanted = scores if self.expert_bias is None else scores + self.expert_bias
+        if self.config.groups > 1:
+            grouped = wanted.unflatten(-1, (self.config.groups, -1))
+            best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.config.chosen_groups, dim=-1).indices
+            closed = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, False)
+            wanted = grouped.masked_fill(closed[..., None], float("-inf")).flatten(-2)
+        chosen = wanted.topk(self.config.per_token, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+        if self.config.normalise:
+            weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
+        return weights * self.config.scale, chosen
 
 
 class DecoderLayer(nn.Module):

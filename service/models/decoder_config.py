@@ -22,13 +22,30 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """A mixture of experts: `per_token` of `count` feed-forward layers, weighted by the softmax over all of them,
-    which with `normalise` is made to sum to 1 over those chosen."""
+    """A mixture of experts: `per_token` of `count` feed-forward layers, weighted by the `scores` of their router, which with
+    `normalise` are made to sum to 1 over those chosen, and by `scale`.
+
+    With `groups` only the experts of `chosen_groups` of them, those with the best two, can be chosen (DeepSeek-V3, arXiv
+    2412.19437); with `biased` the choice, not the weight, is by score plus a bias of each expert. `shared_size`: of a
+    feed-forward layer that all tokens go through as well; 0 for none.
+    """
 
     count: int
     per_token: int
     intermediate_size: int
     normalise: bool
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    scale: float = 1.0
+    groups: int = 1
+    chosen_groups: int = 1
+    biased: bool = False
+    shared_size: int = 0
+
+    def __post_init__(self) -> None:
+        size, rest = divmod(self.count, self.groups)
+        if rest or (self.groups > 1 and (size < 2 or not self.per_token <= self.chosen_groups * size <= self.count)):
+            choice = f"{self.per_token} of {self.count} experts from {self.chosen_groups} of {self.groups} groups"
+            raise ValueError(f"it is not possible to choose {choice}")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def _mixture(count: str, size: str, normalise: Callable[[ConfigKeys], bool]) -> 
 def _dense_layers(keys: ConfigKeys, layers: int) -> set[int]:
     """Layers of a mixture's network that have one feed-forward like any other."""
     step, listed = keys.integer("decoder_sparse_step", 1), set(keys.take("mlp_only_layers") or [])
-    return {layer for layer in range(layers) if layer in listed or (layer + 1) % step}
+    first = keys.take("first_k_dense_replace") or 0
+    return {layer for layer in range(layers) if layer in listed or (layer + 1) % step or layer < first}
 
 
 def _blocks(length: str, *, shift: bool = False) -> Callable[[ConfigKeys], dict[str, Any]]:
@@ -60,6 +61,20 @@ def _blocks(length: str, *, shift: bool = False) -> Callable[[ConfigKeys], dict[
         return {"attention": "block", "block_lengths": (keys.integer(length),), "mask_token_id": mask, "shift": shift}
 
     return fields
+
+
+def _llada2(keys: ConfigKeys) -> dict[str, Any]:
+    size, shared = keys.integer("moe_intermediate_size"), keys.take("num_shared_experts") or 0
+    experts = ExpertsConfig(
+        keys.integer("num_experts"), keys.integer("num_experts_per_tok"), size, keys.flag("norm_topk_prob", True),
+        keys.one_of("score_function", {"sigmoid": "sigmoid", "softmax": "softmax"}, "sigmoid"),
+        keys.number("routed_scaling_factor", 1.0), keys.integer("n_group", 1), keys.integer("topk_group", 1),
+        keys.flag("moe_router_enable_expert_bias", True), size * shared,
+    )  # fmt: skip
+    return {
+        **_blocks("block_size")(keys), "experts": experts, "qk_norm": "head" if keys.flag("use_qk_norm", True) else "none",
+        "qkv_bias": keys.flag("use_qkv_bias"), "attention_output_bias": keys.flag("use_bias"),
+    }  # fmt: skip
 
 
 def _sequence(keys: ConfigKeys) -> dict[str, Any]:
@@ -212,6 +227,16 @@ FAMILIES["Dream"] = replace(
     FAMILIES["qwen2"], constants={**FAMILIES["qwen2"].constants, "shift": True},
     defaults={**FAMILIES["qwen2"].defaults, "mask_token_id": 151_666}, more=_sequence,
 )  # fmt: skip
+FAMILIES["llada2_moe"] = Family(
+    defaults={"block_size": 32, "mask_token_id": 156_895, "eos_token_id": 156_892},
+    more=_llada2,
+    names=(
+        (r"^model\.word_embeddings\.", "model.embed_tokens."), (r"\.attention\.", ".self_attn."),
+        (r"\.query_key_value\.", ".qkv_proj."), (r"\.dense\.", ".o_proj."), (r"\.query_layernorm\.", ".q_norm."),
+        (r"\.key_layernorm\.", ".k_norm."), (r"\.gate\.expert_bias$", ".expert_bias"),
+    ),
+    ignored_keys=("embedding_dropout", "output_dropout", "max_window_layers", "router_dtype", "use_rmsnorm"),
+)  # fmt: skip
 FAMILIES["llada"] = Family(
     _PLAIN,
     defaults={"mask_token_id": 126_336, "rms_norm_eps": 1e-5, "activation_type": "silu"},
@@ -235,6 +260,13 @@ FAMILIES["llada"] = Family(
     ),
 )  # fmt: skip
 FAMILIES["gemma3"] = Family(**{**_GEMMA3.__dict__, "inside": "text_config"})
+
+NOT_SERVED = {
+    "diffusion_gemma": "DiffusionGemma is not served: the decoder lacks its heads of two sizes, keys that serve as values, "
+    "normed values, experts beside a dense layer, scales of layers that differ between text and canvas, and the canvas' own "
+    "last distributions as an input",
+}
+"""Model types that somebody will ask for, and why they are not there."""
 
 
 def read_config(json: Mapping[str, Any], context: int | None = None) -> DecoderConfig:

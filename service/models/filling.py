@@ -82,11 +82,12 @@ def _split(found: dict[str, Place], name: str, whole: str, parts: tuple[str, ...
 
 
 def materialise(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Real memory, not yet filled, for a network on the meta device; norms in float32, the rest as `dtype` or as it is."""
+    """Real memory, not yet filled, for a network on the meta device; norms and what chooses experts in float32, the rest as
+    `dtype` or as it is."""
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             kept = parameter.dtype if isinstance(module, Int8Linear) and name != "bias" else dtype
-            kept = torch.float32 if isinstance(module, RMSNorm | LayerNorm) else kept
+            kept = torch.float32 if isinstance(module, RMSNorm | LayerNorm) or name == "expert_bias" else kept
             empty = torch.empty(parameter.shape, dtype=kept, device=device)
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from service.models.decoder import Decoder, DecoderConfig
 from service.models.errors import ModelError
-from service.models.families import FAMILIES, Family, read_config
+from service.models.families import FAMILIES, NOT_SERVED, Family, read_config
 from service.models.filling import fill, fitting, materialise
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from service.models.generation_config import GenerationConfig, token_ids
@@ -78,6 +78,8 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
         kind = config.get("model_type")
         if kind == FLOW:
             return _load_image_model(spec, config, device)
+        if isinstance(kind, str) and kind in NOT_SERVED:
+            raise ModelError(NOT_SERVED[kind])
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW])}")
         model = _load_text_model(spec, config, device, kv_memory)
@@ -91,7 +93,8 @@ def _load_text_model(spec: ModelSpec, json: dict[str, Any], device: torch.device
     text = json if family.inside is None else json.get(family.inside) or {}
     try:
         config = read_config(json, spec.max_model_len)
-        eos = token_ids("eos_token_id", json.get("eos_token_id", text.get("eos_token_id"))) or ()
+        given = [part["eos_token_id"] for part in (json, text, family.defaults) if "eos_token_id" in part]
+        eos = token_ids("eos_token_id", given[0] if given else None) or ()
         with torch.device("meta"):
             network = Decoder(config)
     except (TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,7 +142,9 @@ def a_day(length: int) -> list[Submit]:
     return submits
 
 
-@pytest.mark.parametrize("name,kv_block", [("sdar", 16), ("sdar", 3), ("sdar-tied-blocks-of-8", 4), ("fast_dllm", 12)])
+@pytest.mark.parametrize(
+    "name,kv_block", [("sdar", 16), ("sdar", 3), ("sdar-tied-blocks-of-8", 4), ("fast_dllm", 12), ("llada2", 4)]
+)
 @pytest.mark.parametrize("positions", [1200, 112])
 def test_tokens_depend_neither_on_the_batch_nor_on_shared_blocks_nor_on_memory(
     folder: Path, name: str, kv_block: int, positions: int
@@ -275,3 +278,41 @@ def test_a_canvas_beyond_the_token_budget_takes_turns_with_short_ones(folder: Pa
         outputs.take(engine.take(submit(f"s{number}", [5], 3, "masked_diffusion", parameters=parameters)))
         outputs.take(engine.tick())
     assert "long" in outputs.done and len(outputs.done) > 2
+
+
+class BlockCausal(torch.nn.Module):
+    """The reference network as diffusers' pipeline calls it, in blocks of 8."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.config, self.device, self.dtype = network.config, network.device, network.dtype
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
+        assert bool(attention_mask.all()) and position_ids[0].tolist() == list(range(tokens.shape[1]))
+        logits = logits_of(self.network, tokens[0].tolist(), 8)
+        logits[:, KNOWN:] = float("-inf")
+        return SimpleNamespace(logits=logits[None])
+
+
+@pytest.mark.parametrize("prompt,count,steps", [(16, 24, 4), (8, 16, 3), (11, 21, 8)])
+def test_llada2_generates_what_the_pipeline_of_diffusers_does_step_by_step(
+    folder: Path, prompt: int, count: int, steps: int
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    network, text, seen = reference(folder / "llada2", "llada2"), prompt_of(prompt), []
+
+    def step(pipeline: Any, number: int, timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(tensors["block_x"][0].tolist())
+        return {}
+
+    pipeline = diffusers.LLaDA2Pipeline(BlockCausal(network), diffusers.BlockRefinementScheduler(), None)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(
+        input_ids=torch.tensor([text]), gen_length=count, block_length=8, num_inference_steps=steps, threshold=2.0,
+        editing_threshold=None, eos_early_stop=False, mask_token_id=MASK, output_type="seq", callback_on_step_end=step,
+    )  # fmt: skip
+    request = submit("r", text, count, parameters={"rule": "confidence", "steps": steps, "block_length": 8}, revisions=True)
+    tokens, canvases = generated(engine_of(folder / "llada2"), request)
+    assert tokens == seen[-1][prompt:]
+    assert canvases == list(canvases_of(iter(seen), 8, prompt, prompt + count))
