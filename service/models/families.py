@@ -5,14 +5,15 @@ A family is one entry of FAMILIES. Its network is never code of its own: `decode
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from service.models.config_keys import ConfigKeys
 from service.models.decoder_config import DecoderConfig, ExpertsConfig
-from service.models.layer_types import LayerTypes, always, every_nth, never, qwen, qwen_moe, read_layers, smollm3
+from service.models.diffusion_families import diffusion_families
+from service.models.family import Family
+from service.models.layer_types import always, every_nth, qwen, qwen_moe, read_layers, smollm3
 
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
@@ -51,79 +52,6 @@ def _dense_layers(keys: ConfigKeys, layers: int) -> set[int]:
     step, listed = keys.integer("decoder_sparse_step", 1), set(keys.take("mlp_only_layers") or [])
     first = keys.take("first_k_dense_replace") or 0
     return {layer for layer in range(layers) if layer in listed or (layer + 1) % step or layer < first}
-
-
-def _blocks(length: str, *, shift: bool = False) -> Callable[[ConfigKeys], dict[str, Any]]:
-    """A model for block diffusion whose text sees itself in blocks of the length under this key."""
-
-    def fields(keys: ConfigKeys) -> dict[str, Any]:
-        mask = keys.take("mask_token_id")
-        return {"attention": "block", "block_lengths": (keys.integer(length),), "mask_token_id": mask, "shift": shift}
-
-    return fields
-
-
-def _llada2(keys: ConfigKeys) -> dict[str, Any]:
-    size, shared = keys.integer("moe_intermediate_size"), keys.take("num_shared_experts") or 0
-    experts = ExpertsConfig(
-        keys.integer("num_experts"), keys.integer("num_experts_per_tok"), size, keys.flag("norm_topk_prob", True),
-        keys.one_of("score_function", {"sigmoid": "sigmoid", "softmax": "softmax"}, "sigmoid"),
-        keys.number("routed_scaling_factor", 1.0), keys.integer("n_group", 1), keys.integer("topk_group", 1),
-        keys.flag("moe_router_enable_expert_bias", True), size * shared,
-    )  # fmt: skip
-    return {
-        **_blocks("block_size")(keys), "experts": experts, "qk_norm": "head" if keys.flag("use_qk_norm", True) else "none",
-        "qkv_bias": keys.flag("use_qkv_bias"), "attention_output_bias": keys.flag("use_bias"),
-    }  # fmt: skip
-
-
-def _sequence(keys: ConfigKeys) -> dict[str, Any]:
-    """A model for diffusion of whole sequences, in which every token sees every other."""
-    return {"attention": "full", "mask_token_id": keys.take("mask_token_id")}
-
-
-def _llada(keys: ConfigKeys) -> dict[str, Any]:
-    keys.one_of("block_type", {"llama": None}, "llama")
-    keys.one_of("layer_norm_type", {"rms": None}, "rms")
-    for key in ("rope", "layer_norm_with_affine"):
-        if not keys.flag(key, True):
-            raise ValueError(f"{key} = false is not supported")
-    rows, known = keys.take("embedding_size"), keys.take("vocab_size")
-    if rows not in (None, known):
-        raise ValueError(f"embedding_size {rows!r} beside another vocab_size, {known!r}, is not supported")
-    return _sequence(keys)
-
-
-@dataclass(frozen=True)
-class Family:
-    """`constants`: fields of DecoderConfig that are the same for all of its models; `more`: fields from keys of its own.
-
-    `defaults`: keys that its config.json may leave out; `renamed`: its words for some of Llama's keys. `layer_types`:
-    which layers have a window, where config.json does not list them. `names`: (pattern, replacement), applied one after
-    another to a tensor's name, which then is the decoder's own. `ignored`: tensors that take no part in the computation;
-    `transposed`: those stored [in, out] (patterns too). `zero_centred`: norms that multiply by 1 + weight. `inside`: the
-    key of config.json that holds the text network's part. `ignored_keys` have no effect on the network.
-    """
-
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    layer_types: LayerTypes = never
-    more: Callable[[ConfigKeys], dict[str, Any]] = lambda keys: {}
-    names: tuple[tuple[str, str], ...] = ()
-    ignored: str = r"rotary_emb\.inv_freq$"
-    zero_centred: bool = False
-    transposed: str = r"^$"
-    inside: str | None = None
-    ignored_keys: tuple[str, ...] = ()
-
-    def own_name(self, tensor: str) -> str | None:
-        """The decoder's name of a checkpoint's tensor; None for one that takes no part in the computation."""
-        if re.search(self.ignored, tensor):
-            return None
-        for pattern, replacement in self.names:
-            tensor = re.sub(pattern, replacement, tensor)
-        return tensor
 
 
 _PLAIN = {"qk_norm": "none"}
@@ -211,62 +139,9 @@ FAMILIES: dict[str, Family] = {
         names=((r"block_sparse_moe", "mlp"), (r"\.w1\.", ".gate_proj."), (r"\.w3\.", ".up_proj."), (r"\.w2\.", ".down_proj.")),
     ),
 }  # fmt: skip
-FAMILIES["sdar"] = replace(
-    FAMILIES["qwen3"], defaults={**FAMILIES["qwen3"].defaults, "block_size": 4, "mask_token_id": 151_669},
-    more=_blocks("block_size"), ignored_keys=("attn_implementation", "ep_size", "fuse_cross_entropy"),
-)  # fmt: skip
-FAMILIES["sdar_moe"] = replace(
-    FAMILIES["sdar"], defaults={**FAMILIES["qwen3_moe"].defaults, "block_size": 4, "mask_token_id": 151_669},
-    layer_types=qwen_moe, more=lambda keys: {**FAMILIES["sdar"].more(keys), **FAMILIES["qwen3_moe"].more(keys)},
-)  # fmt: skip
-FAMILIES["Fast_dLLM_Qwen"] = replace(
-    FAMILIES["qwen2"], defaults={**FAMILIES["qwen2"].defaults, "bd_size": 32, "mask_token_id": 151_665},
-    more=_blocks("bd_size", shift=True),
-)  # fmt: skip
-FAMILIES["Dream"] = replace(
-    FAMILIES["qwen2"], constants={**FAMILIES["qwen2"].constants, "shift": True},
-    defaults={**FAMILIES["qwen2"].defaults, "mask_token_id": 151_666}, more=_sequence,
-)  # fmt: skip
-FAMILIES["llada2_moe"] = Family(
-    defaults={"block_size": 32, "mask_token_id": 156_895, "eos_token_id": 156_892},
-    more=_llada2,
-    names=(
-        (r"^model\.word_embeddings\.", "model.embed_tokens."), (r"\.attention\.", ".self_attn."),
-        (r"\.query_key_value\.", ".qkv_proj."), (r"\.dense\.", ".o_proj."), (r"\.query_layernorm\.", ".q_norm."),
-        (r"\.key_layernorm\.", ".k_norm."), (r"\.gate\.expert_bias$", ".expert_bias"),
-    ),
-    ignored_keys=("embedding_dropout", "output_dropout", "max_window_layers", "router_dtype", "use_rmsnorm"),
-)  # fmt: skip
-FAMILIES["llada"] = Family(
-    _PLAIN,
-    defaults={"mask_token_id": 126_336, "rms_norm_eps": 1e-5, "activation_type": "silu"},
-    renamed={
-        "hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
-        "num_key_value_heads": "n_kv_heads", "intermediate_size": "mlp_hidden_size", "hidden_act": "activation_type",
-        "max_position_embeddings": "max_sequence_length", "tie_word_embeddings": "weight_tying",
-    },
-    more=_llada,
-    names=(
-        (r"^model\.transformer\.wte", "model.embed_tokens"), (r"^model\.transformer\.ln_f", "model.norm"),
-        (r"^model\.transformer\.ff_out", "lm_head"), (r"^model\.transformer\.blocks", "model.layers"),
-        (r"\.([qkv]_proj)\.", r".self_attn.\1."), (r"\.attn_out\.", ".self_attn.o_proj."),
-        (r"\.attn_norm\.", ".input_layernorm."), (r"\.ff_norm\.", ".post_attention_layernorm."),
-        (r"\.ff_proj\.", ".mlp.gate_proj."), (r"\.up_proj\.", ".mlp.up_proj."), (r"\.ff_out\.", ".mlp.down_proj."),
-    ),
-    ignored_keys=(
-        "alibi_bias_max", "attention_layer_norm_with_affine", "block_group_size", "flash_attention", "flash_attn_varlen",
-        "init_cutoff_factor", "init_device", "init_fn", "init_std", "mlp_ratio", "precision", "rope_full_precision",
-        "embedding_dropout", "residual_dropout",
-    ),
-)  # fmt: skip
 FAMILIES["gemma3"] = Family(**{**_GEMMA3.__dict__, "inside": "text_config"})
+FAMILIES |= diffusion_families(FAMILIES)
 
-NOT_SERVED = {
-    "diffusion_gemma": "DiffusionGemma is not served: the decoder lacks its heads of two sizes, keys that serve as values, "
-    "normed values, experts beside a dense layer, scales of layers that differ between text and canvas, and the canvas' own "
-    "last distributions as an input",
-}
-"""Model types that somebody will ask for, and why they are not there."""
 
 
 def read_config(json: Mapping[str, Any], context: int | None = None) -> DecoderConfig:

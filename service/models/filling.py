@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from service.models.decoder import Decoder, FeedForward, SelfAttention
 from service.models.errors import ModelError
-from service.models.families import Family
+from service.models.family import Family
 from service.models.int8 import Int8Linear
 from service.models.normalisation import LayerNorm, RMSNorm
 from service.models.safetensors_files import BITS, SafetensorsFolder

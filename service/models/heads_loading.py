@@ -12,7 +12,8 @@ import torch
 
 from service.models.decoder_config import DecoderConfig
 from service.models.errors import ModelError
-from service.models.families import FAMILIES, Family, read_config
+from service.models.families import FAMILIES, read_config
+from service.models.family import Family
 from service.models.filling import fill, fitting, materialise
 from service.models.heads import FeatureModule, Heads, MedusaHeads, layer_config
 from service.models.safetensors_files import SafetensorsFolder

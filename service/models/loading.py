@@ -12,8 +12,10 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from service.models.decoder import Decoder, DecoderConfig
+from service.models.diffusion_families import NOT_SERVED
 from service.models.errors import ModelError
-from service.models.families import FAMILIES, NOT_SERVED, Family, read_config
+from service.models.families import FAMILIES, read_config
+from service.models.family import Family
 from service.models.filling import fill, fitting, materialise
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from service.models.generation_config import GenerationConfig, token_ids
