@@ -1,4 +1,4 @@
-"""Paged attention in plain torch: rows of equal query length are gathered, padded to their longest context, and attend.
+"""Paged attention in plain torch: rows of equal query length and like context are gathered, padded to the longest, and attend.
 
 Rows are independent of each other but for the padding, which is masked.
 """
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SHORT = 127
+"""Keys below which padding costs less than another group."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,25 @@ class RowGroup:
 
 
 def plan_groups(plans: Sequence[Plan], block_size: int, window: int | None, device: torch.device) -> list[RowGroup]:
-    """Groups of rows with the same number of queries; computed once a forward, used by every layer with this window.
+    """Groups of rows with the same number of queries and contexts of one size class, a power of two, so that one long row
+    does not cost the short ones; computed once a forward, used by every layer with this window.
 
     A query at position i sees keys j with i - window < j, and all of its own span or, with `until`, from its row's start on.
     """
-    by_length: dict[int, list[Plan]] = {}
+    alike: dict[tuple[int, int], list[Plan]] = {}
     for plan in plans:
-        by_length.setdefault(plan.queries, []).append(plan)
-    return [_group(rows, length, block_size, window, device) for length, rows in by_length.items()]
+        blocks = ((plan.until or plan.start + plan.queries) - 1) // block_size - _first_block(plan, block_size, window)
+        alike.setdefault((plan.queries, max(blocks * block_size, SHORT).bit_length()), []).append(plan)
+    return [_group(rows, length, block_size, window, device) for (length, _), rows in alike.items()]
+
+
+def _first_block(row: Plan, block_size: int, window: int | None) -> int:
+    """The first block of its context that a row sees."""
+    return 0 if window is None else max(0, row.start - window + 1) // block_size
 
 
 def _group(rows: list[Plan], length: int, block_size: int, window: int | None, device: torch.device) -> RowGroup:
-    firsts = [0 if window is None else max(0, row.start - window + 1) // block_size for row in rows]
+    firsts = [_first_block(row, block_size, window) for row in rows]
     stops = [row.until or row.start + length for row in rows]
     columns = zip(rows, firsts, stops, strict=True)
     spans_of = [length if row.until else row.span for row in rows]

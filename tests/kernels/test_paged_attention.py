@@ -35,9 +35,10 @@ def test_rows_of_every_kind_in_one_batch(
     rows = [
         (0, 1, 0, 1), (37, 1, 0, 1), (0, 17, 0, 1), (11, 17, 0, 1), (20, 8, 28, 1), (0, 8, 8, 1), (3, 1, 4, 1),
         (9, 8, 30, 1), (0, 12, 0, 4), (9, 17, 0, 3),
+        (300, 1, 0, 1), (290, 17, 0, 1),  # in groups of their own where there is no window
     ]  # fmt: skip
-    keys, values = torch.randn(600, kv_heads, HEAD), torch.randn(600, kv_heads, HEAD)
-    free = torch.randperm(600 // block_size)
+    keys, values = torch.randn(1000, kv_heads, HEAD), torch.randn(1000, kv_heads, HEAD)
+    free = torch.randperm(1000 // block_size)
     plans, queries, expected, used = [], [], [], 0
     for start, count, until, span in rows:
         stop = max(start + count, until)
@@ -52,7 +53,8 @@ def test_rows_of_every_kind_in_one_batch(
         own = start + (at - start) // span * span
         visible = (near | (key >= start)) if until else ((near | (key >= own)) & (key < own + span))
         expected.append(dense(query, keys[slots], values[slots], visible, scale, cap))
-    store = torch.stack((keys, values), dim=1).view(600 // block_size, block_size, 2, kv_heads, HEAD)
+    store = torch.stack((keys, values), dim=1).view(1000 // block_size, block_size, 2, kv_heads, HEAD)
     groups = plan_groups(plans, block_size, window, torch.device("cpu"))
+    assert len(groups) == (4 if window is not None else 6)
     out = paged_attention(torch.cat(queries), store, groups, scale, cap)
     torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)
