@@ -31,13 +31,25 @@ struct Context {
     }
 };
 
-// Slots of the positions first..last of a block table, one after another.
-inline void find_places(const int32_t* table, int64_t block_size, int64_t first, int64_t last, int32_t* places) {
+// Slots of the positions first..last of a block table, one after another; where the list then ends.
+inline int32_t* find_places(const int32_t* table, int64_t block_size, int64_t first, int64_t last, int32_t* places) {
     int64_t block = first / block_size, within = first % block_size;
     for (int64_t position = first; position <= last; ++position) {
         *places++ = static_cast<int32_t>(table[block] * block_size + within);
         if (++within == block_size) ++block, within = 0;
     }
+    return places;
+}
+
+// The same for the places start + i of the bits i that are set, but for the first `skipped` of them.
+inline int32_t* find_places(
+    const int32_t* table, int64_t block_size, int64_t start, uint64_t bits, int64_t skipped, int32_t* places) {
+    for (; bits; bits &= bits - 1) {
+        if (skipped-- > 0) continue;
+        const int64_t place = start + __builtin_ctzll(bits);
+        *places++ = static_cast<int32_t>(table[place / block_size] * block_size + place % block_size);
+    }
+    return places;
 }
 
 // The sums of sixteen vectors, in their order.

@@ -43,8 +43,9 @@ struct Batch {
     const int64_t* positions;  // [tokens]
     const int64_t* slots;      // [tokens], where keys and values are written
     const int32_t* rows;       // [tokens], which block table is a token's
-    const int32_t* row_start;  // [tokens], position of the first token of its row where the row sees all of itself, else -1
-    const int64_t* last;       // [tokens], the last position that a token sees
+    const int32_t* row_start;  // [tokens], place of the first token of its row where the row is not causal, else -1
+    const int64_t* last;       // [tokens], the last place that a token sees of those that it sees without a gap
+    const uint64_t* visible;   // [tokens], of a tree: bit i is place row_start + i, which it sees too; else 0. Null: no trees
     const int32_t* tables;     // [rows, table_size]
     const int64_t* wanted;     // [wanted_count], tokens whose logits are asked for
     float* logits;             // [wanted_count, outputs of the head]
@@ -277,14 +278,19 @@ private:
 
     void attend_one(const Layer& l, int64_t token, int64_t head, int64_t count, const T* store, int thread) {
         const int64_t group = d.heads / d.kv_heads, position = batch.positions[token], room = batch.longest + 32;
+        const int64_t start = batch.row_start[token];
+        const uint64_t visible = batch.visible ? batch.visible[token] : 0;
+        const int32_t* table = batch.tables + batch.rows[token] * batch.table_size;
         int64_t first = l.window > 0 ? std::max<int64_t>(0, position - l.window + 1) : 0;
-        if (l.window > 0 && batch.row_start[token] >= 0) first = std::min<int64_t>(first, batch.row_start[token]);
+        if (!visible && start >= 0) first = std::min(first, start);
         float* scores = space.scores.data() + thread * heads_at_once(d) * room;
         int32_t* places = space.places.data() + thread * room;
-        find_places(batch.tables + batch.rows[token] * batch.table_size, batch.block_size, first, batch.last[token], places);
+        int32_t* end = find_places(table, batch.block_size, first, batch.last[token], places);
+        // What a token of a tree sees of it stands at the positions start, start + 1, ... in the order of places.
+        if (visible) end = find_places(table, batch.block_size, start, visible, first - start, end);
         for (int64_t behind = count; behind > 0; ++head, --behind) {
             const Context<T> context{
-                store + head * d.head_dim, places, batch.last[token] - first + 1, d.kv_heads * d.head_dim, d.head_dim};
+                store + head * d.head_dim, places, end - places, d.kv_heads * d.head_dim, d.head_dim};
             attend_group(l, context, token, head * group, behind == count ? count : 0, scores);
         }
     }

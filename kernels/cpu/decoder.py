@@ -77,9 +77,13 @@ class DecoderWeights:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """N query tokens of R rows. int64 [N]: `positions`, `slots` where keys and values go, the `last` position that each
-    sees; int32 [N]: the block table `rows` of each, and `row_start`, the first position of a row that sees all of
-    itself, else -1. `tables` int32 [R, blocks]; `wanted` int64 [W] are the tokens whose logits are asked for."""
+    """N query tokens of R rows. int64 [N]: `positions`, `slots` where keys and values go, the `last` place that each sees
+    without a gap; int32 [N]: the block table `rows` of each, and `row_start`, the first place of a row that is not causal,
+    else -1. `tables` int32 [R, blocks]; `wanted` int64 [W] are the tokens whose logits are asked for.
+
+    A block row sees all from `row_start` to `last`. A token of a tree, with `last` before `row_start`, sees place
+    row_start + i where bit i of `visible` int64 [N] is set; in the order of places these must stand at the positions
+    row_start, row_start + 1, ... Without trees it is None, and of other tokens 0."""
 
     positions: Tensor
     slots: Tensor
@@ -88,6 +92,7 @@ class PackedBatch:
     row_start: Tensor
     tables: Tensor
     wanted: Tensor
+    visible: Tensor | None = None
 
 
 class _Norm(ctypes.Structure):
@@ -124,7 +129,9 @@ class _Batch(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_void_p)
-            for name in ("x", "store", "positions", "slots", "rows", "row_start", "last", "tables", "wanted", "logits")
+            for name in (
+                "x", "store", "positions", "slots", "rows", "row_start", "last", "visible", "tables", "wanted", "logits",
+            )
         ),
         *(
             (name, ctypes.c_int64)
@@ -175,9 +182,9 @@ class CpuDecoder:
         job = _Batch(
             pointer(x, torch.float32), pointer(self._store), pointer(batch.positions, long), pointer(batch.slots, long),
             pointer(batch.rows, short), pointer(batch.row_start, short), pointer(batch.last, long),
-            pointer(batch.tables, short), pointer(batch.wanted, long), pointer(logits), len(x), batch.tables.shape[1],
-            block_size, blocks * block_size, len(batch.wanted),
-            int(batch.last.max()) + 1, states,
+            pointer(batch.visible, long), pointer(batch.tables, short), pointer(batch.wanted, long), pointer(logits),
+            len(x), batch.tables.shape[1], block_size, blocks * block_size, len(batch.wanted),
+            int(batch.last.max()) + 1 + (0 if batch.visible is None else 64), states,
         )  # fmt: skip
         self._run(ctypes.byref(self._decoder), ctypes.byref(job), threads)
         return logits

@@ -12,33 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.paged_attention.plan import Plan
+
 SHORT = 127
 """Keys below which padding costs less than another group."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One packed row: where its queries lie in the batch, the blocks of its request, and who sees what.
-
-    The queries stand at positions start..start+queries-1. Each sees those of its own `span` of them, 1 is causal, or all
-    positions before `until`, which is then their row's end at least.
-    """
-
-    offset: int
-    queries: int
-    start: int
-    blocks: Sequence[int]
-    until: int | None = None
-    span: int = 1
-
-
-@dataclass(frozen=True)
 class RowGroup:
-    """G rows of Q queries each: packed indices [G * Q], blocks of their context [G * C / block_size], and who may see whom,
-    bool [G, 1, Q, C]."""
+    """G rows of Q queries each: packed indices [G * Q], pieces of their context [G * C / piece], each so many places of
+    the cache, and who may see whom, bool [G, 1, Q, C]."""
 
     queries: Tensor
-    blocks: Tensor
+    pieces: Tensor
+    piece: int
     mask: Tensor
 
 
@@ -46,13 +33,15 @@ def plan_groups(plans: Sequence[Plan], block_size: int, window: int | None, devi
     """Groups of rows with the same number of queries and contexts of one size class, a power of two, so that one long row
     does not cost the short ones; computed once a forward, used by every layer with this window.
 
-    A query at position i sees keys j with i - window < j, and all of its own span or, with `until`, from its row's start on.
+    A query at position i sees keys j with i - window < j, and all of its own span or, with `until`, from its row's start on;
+    in a tree its branch.
     """
-    alike: dict[tuple[int, int], list[Plan]] = {}
+    alike: dict[tuple[int, int, bool], list[Plan]] = {}
     for plan in plans:
-        blocks = ((plan.until or plan.start + plan.queries) - 1) // block_size - _first_block(plan, block_size, window)
-        alike.setdefault((plan.queries, max(blocks * block_size, SHORT).bit_length()), []).append(plan)
-    return [_group(rows, length, block_size, window, device) for (length, _), rows in alike.items()]
+        blocks = (plan.stop - 1) // block_size - _first_block(plan, block_size, window)
+        size = max(blocks * block_size, SHORT).bit_length()
+        alike.setdefault((plan.queries, size, bool(plan.slots)), []).append(plan)
+    return [_group(rows, length, block_size, window, device) for (length, _, _), rows in alike.items()]
 
 
 def _first_block(row: Plan, block_size: int, window: int | None) -> int:
@@ -62,18 +51,12 @@ def _first_block(row: Plan, block_size: int, window: int | None) -> int:
 
 def _group(rows: list[Plan], length: int, block_size: int, window: int | None, device: torch.device) -> RowGroup:
     firsts = [_first_block(row, block_size, window) for row in rows]
-    stops = [row.until or row.start + length for row in rows]
-    columns = zip(rows, firsts, stops, strict=True)
-    spans_of = [length if row.until else row.span for row in rows]
-    numbers = torch.tensor(
-        [(row.offset, row.start, first, stop, span) for (row, first, stop), span in zip(columns, spans_of, strict=True)]
-    )
-    offsets, starts, first_blocks, ends, spans = (column[:, None] for column in numbers.unbind(1))
-    lasts = [(stop - 1) // block_size for stop in stops]
+    lasts = [(row.stop - 1) // block_size for row in rows]
     count = max(last - first + 1 for first, last in zip(firsts, lasts, strict=True))
-    # A row with less context than the longest is filled up with block 0, which the mask hides.
-    contexts = [list(row.blocks[first : last + 1]) for row, first, last in zip(rows, firsts, lasts, strict=True)]
-    tables = torch.tensor([blocks + [0] * (count - len(blocks)) for blocks in contexts])
+    spans_of = [length if row.until else row.span for row in rows]
+    columns = zip(rows, firsts, spans_of, strict=True)
+    numbers = torch.tensor([(row.offset, row.start, first, row.stop, span) for row, first, span in columns])
+    offsets, starts, first_blocks, ends, spans = (column[:, None] for column in numbers.unbind(1))
     keys = first_blocks * block_size + torch.arange(count * block_size)
     queries = starts + torch.arange(length)
     own = starts + torch.arange(length) // spans * spans
@@ -81,8 +64,34 @@ def _group(rows: list[Plan], length: int, block_size: int, window: int | None, d
     mask = keys[:, None, :] <= last_seen[:, :, None]
     if window is not None:
         mask &= (keys[:, None, :] > queries[:, :, None] - window) | (keys[:, None, :] >= own[:, :, None])
+    for number, row in enumerate(rows):
+        if row.visible:
+            mask[number] = _tree_mask(row, keys[number], window)
     packed = (offsets + torch.arange(length)).flatten()
-    return RowGroup(packed.to(device), tables.flatten().to(device), mask[:, None].to(device))
+    piece = 1 if rows[0].slots else block_size
+    pieces = torch.tensor([_pieces(row, first, count, block_size) for row, first in zip(rows, firsts, strict=True)])
+    return RowGroup(packed.to(device), pieces.flatten().to(device), piece, mask[:, None].to(device))
+
+
+def _pieces(row: Plan, first: int, count: int, block_size: int) -> list[int]:
+    """What a row sees from block `first` on, filled up with 0, which the mask hides, to the size of `count` blocks."""
+    stop = (row.stop - 1) // block_size + 1
+    if row.slots:
+        seen = list(row.slots[first * block_size : stop * block_size])
+        return seen + [0] * (count * block_size - len(seen))
+    return list(row.blocks[first:stop]) + [0] * (count - stop + first)
+
+
+def _tree_mask(row: Plan, keys: Tensor, window: int | None) -> Tensor:
+    """Who sees which of the places `keys` [C], bool [Q, C]."""
+    positions = row.start + torch.tensor(row.depths)
+    own = torch.tensor([[bits >> j & 1 for j in range(row.queries)] for bits in row.visible], dtype=torch.bool)
+    inside = (keys >= row.start) & (keys < row.start + row.queries)
+    at = (keys - row.start).clamp(0, row.queries - 1)
+    mask = torch.where(inside, own[:, at], keys < row.start)
+    if window is not None:
+        mask &= torch.where(inside, positions[at], keys) > positions[:, None] - window
+    return mask
 
 
 def paged_attention(
@@ -100,7 +109,8 @@ def paged_attention(
         # index_select copies whole blocks, several times faster on a CPU than indexing with brackets.
         count, _, length, context = group.mask.shape
         rows = query.index_select(0, group.queries).unflatten(0, (count, length)).transpose(1, 2)
-        gathered = store.flatten(1).index_select(0, group.blocks).view(count, context, 2, kv_heads, size)
+        pieces = store.view(-1, group.piece * 2 * kv_heads * size).index_select(0, group.pieces)
+        gathered = pieces.view(count, context, 2, kv_heads, size)
         k, v = gathered.permute(2, 0, 3, 1, 4)
         if softcap is None:
             attended = F.scaled_dot_product_attention(rows, k, v, attn_mask=group.mask, scale=scale, enable_gqa=grouped)

@@ -25,6 +25,7 @@ from service.engine.messages import (
     Tokens,
     Usage,
 )
+from service.procedures.drafts import accepted
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
 from service.procedures.types import LatentRow, TokenProcedure, TokenRow, TokenState
@@ -193,7 +194,8 @@ class TextRequest(Request):
         for row in rows:
             if row.keep:
                 assert state.keeps(row), "what is kept must depend on the tokens before it, or of its block, alone"
-                state.cached = row.start + _agreeing(row.tokens, state.tokens[row.start : row.start + len(row.tokens)])
+                computed = _branch(row, read) if row.mode == "tree" else row.tokens
+                state.cached = row.start + _agreeing(computed, state.tokens[row.start : row.start + len(computed)])
         self.prefilled += self._reach()
         fresh = state.tokens[before:]
         if not fresh:
@@ -290,6 +292,12 @@ class ImageRequest(Request):
 
 
 AnyRequest = TextRequest | ImageRequest
+
+
+def _branch(row: TokenRow, read: TokenRead) -> tuple[int, ...]:
+    """The tokens of a tree whose keys and values lie at their positions: the last committed one and the right guesses."""
+    draft = row.draft()
+    return (row.tokens[0], *(draft.tokens[i] for i in accepted(draft, [reading.token for reading in read.readings])))
 
 
 def _agreeing(computed: Sequence[int], committed: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, Protocol, Self
@@ -30,12 +31,17 @@ class TokenRow:
     Of block rows: the row sees the cached positions before `until` too, where that lies behind its own end; with a
     `block_length` it is several blocks of that many tokens, and a token sees all up to the end of its own; with `shift`,
     what is read at an offset is the next position's token, as in causal rows.
+
+    In a `tree` of at most 64 tokens, token i stands at position start + depths[i], and sees the cached prefix and token j
+    where bit j of visible[i] is set: its branch, which in the order of the row stands at depths 0, 1, 2, ... The first
+    token is the last committed one; behind the guesses `asks` tokens are masks, whose own tokens are read. When it has run,
+    the keys and values of those guesses that were right lie at their positions.
     """
 
     axis: Axis
     tokens: tuple[int, ...]
     start: int
-    mode: Literal["causal", "block"]
+    mode: Literal["causal", "block", "tree"]
     keep: bool
     wanted: tuple[int, ...]
     draw: int = 0
@@ -43,10 +49,42 @@ class TokenRow:
     until: int | None = None
     block_length: int | None = None
     shift: bool = False
+    depths: tuple[int, ...] = ()
+    visible: tuple[int, ...] = ()
+    asks: int = 0
+
+    @classmethod
+    def tree(cls, token: int, start: int, draft: Draft, masks: int = 0, mask_token: int = 0) -> Self:
+        """The last committed token at position `start`, guesses of what follows it, and behind each of all these a bundle
+        of masks, which see one another and what leads to them. All are read but the first mask of a bundle: its token is
+        the one that is read behind the guess before it."""
+        visible, depths = [1], [0]
+        for parent in draft.parents:
+            depths.append(depths[parent + 1] + 1)
+            visible.append(visible[parent + 1] | 1 << len(visible))
+        points = len(visible)
+        for point in range(points):
+            bundle = visible[point] | ((1 << masks) - 1) << len(visible)
+            visible += [bundle] * masks
+            depths += range(depths[point] + 1, depths[point] + 1 + masks)
+        asks = points * masks
+        wanted = (*range(points), *(points + i for i in range(asks) if i % masks))
+        tokens = (token, *draft.tokens, *[mask_token] * asks)
+        return cls(
+            Axis.EXPAND, tokens, start, "tree", True, wanted, drafts=points - 1, depths=tuple(depths), visible=tuple(visible),
+            asks=asks,
+        )  # fmt: skip
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Where each token stands."""
+        if self.mode == "tree":
+            return [self.start + depth for depth in self.depths]
+        return range(self.start, self.start + len(self.tokens))
 
     @property
     def stop(self) -> int:
-        """The position behind all that the row writes or sees."""
+        """The place behind all that the row writes or sees."""
         own = self.start + len(self.tokens)
         return own if self.until is None else max(own, self.until)
 
@@ -62,7 +100,7 @@ class TokenRow:
 
     def cut(self, room: int) -> int:
         """How many of the first query tokens, at most `room`, can be a chunk of a prefill; 0: none."""
-        if self.mode == "block" and self.block_length is None:
+        if self.mode == "tree" or (self.mode == "block" and self.block_length is None):
             return 0
         return min(room, len(self.tokens)) // self.span * self.span
 
@@ -75,11 +113,24 @@ class TokenRow:
 
     def with_drafts(self, count: int) -> TokenRow:
         """The row with no more than `count` of its guesses, the first ones: still a whole move."""
-        return self if count >= self.drafts else self.head(len(self.tokens) - self.drafts + count)
+        if count >= self.drafts:
+            return self
+        if self.mode == "tree":
+            return self.tree(self.tokens[0], self.start, self.draft().head(count), self.masks, self.tokens[-1])
+        return self.head(len(self.tokens) - self.drafts + count)
 
     def draft(self) -> Draft:
         """The guesses that this row verifies."""
+        if self.mode == "tree":
+            branches = self.visible[1 : 1 + self.drafts]
+            parents = tuple((bits ^ 1 << i).bit_length() - 2 for i, bits in enumerate(branches, 1))
+            return Draft(self.tokens[1 : 1 + self.drafts], parents)
         return Draft.chain(self.tokens[len(self.tokens) - self.drafts :])
+
+    @property
+    def masks(self) -> int:
+        """Of a tree: how many stand behind each guess and behind the last committed token."""
+        return self.asks // (1 + self.drafts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +221,7 @@ class TokenState:
     def keeps(self, row: TokenRow) -> bool:
         """Whether this row's keys and values depend on nothing but the tokens up to their block's end, or are never shared."""
         if self.attention != "block":
-            return row.mode == "causal" or self.attention == "full"
+            return row.mode != "block" or self.attention == "full"
         length = self.block_length
         return length is not None and row.block_length == length and not row.start % length and not len(row.tokens) % length
 

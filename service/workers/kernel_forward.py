@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.cpu import PackedBatch
 from service.models.decoder_serving import KernelDecoder
+from service.procedures.types import TokenRow
 from service.workers.forward import ForwardOutput
 from service.workers.packed_rows import PackedRows
 from service.workers.threads import Threads
@@ -30,9 +34,13 @@ class KernelForward:
         starts: list[int] = []
         for number, row in enumerate(packed.rows):
             count, span = len(row.tokens), row.span
+            numbers.extend([number] * count)
+            if row.mode == "tree":
+                last.extend([row.start - 1] * count)
+                starts.extend([row.start] * count)
+                continue
             own = [row.start + offset // span * span for offset in range(count)]
             last.extend(max(min(first + span, row.start + count), row.until or 0) - 1 for first in own)
-            numbers.extend([number] * count)
             starts.extend(own if row.mode == "block" else [-1] * count)
         width = max(map(len, packed.tables))
         tables = [table + [0] * (width - len(table)) for table in packed.tables]
@@ -40,6 +48,7 @@ class KernelForward:
             torch.tensor(packed.positions), torch.tensor(packed.slots), torch.tensor(last),
             torch.tensor(numbers, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32),
             torch.tensor(tables, dtype=torch.int32), torch.tensor(packed.wanted, dtype=torch.int64),
+            _visible(packed.rows),
         )  # fmt: skip
         x = self.embed(torch.tensor(packed.tokens)) if inputs is None else inputs.to(torch.float32, copy=True).contiguous()
         logits, left = self._decoder.forward(x, batch, self._threads.every, states)
@@ -47,3 +56,11 @@ class KernelForward:
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self._decoder.embed(tokens)
+
+
+def _visible(rows: Sequence[TokenRow]) -> Tensor | None:
+    """What each token of a tree sees of it, a bit a token."""
+    if all(row.mode != "tree" for row in rows):
+        return None
+    bits = [mask for row in rows for mask in (row.visible or (0,) * len(row.tokens))]
+    return torch.from_numpy(np.array(bits, np.uint64).view(np.int64))

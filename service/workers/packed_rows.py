@@ -29,10 +29,10 @@ class PackedRows:
             for row in move.rows:
                 if row is move.rows[-1]:
                     packed.wanted.extend(len(packed.tokens) + offset for offset in row.wanted)
-                positions = range(row.start, row.start + len(row.tokens))
+                places = range(row.start, row.start + len(row.tokens))
                 packed.rows.append(row)
                 packed.tables.append(move.blocks)
                 packed.tokens.extend(row.tokens)
-                packed.positions.extend(positions)
-                packed.slots.extend(move.blocks[p // block_size] * block_size + p % block_size for p in positions)
+                packed.positions.extend(row.positions)
+                packed.slots.extend(move.blocks[p // block_size] * block_size + p % block_size for p in places)
         return packed

@@ -26,6 +26,12 @@ class PagedCache:
         both = torch.stack((key, value), dim=1)
         self.store[layer].flatten(0, 1).index_copy_(0, slots, both.to(self.store.dtype))
 
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy the keys and values of some slots to others; all are read before any is written."""
+        slots = self.store.flatten(1, 2)
+        places = torch.tensor([sources, targets], device=self.store.device)
+        slots[:, places[1]] = slots[:, places[0]]
+
     def clear(self, blocks: list[int]) -> None:
         """Forget numbers that are not finite: whoever gets these blocks next multiplies what it does not see by zero."""
         self.store[:, blocks] = 0

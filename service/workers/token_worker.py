@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels.token_sampling import add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs
 from service.models.decoder import Decoder
 from service.models.decoder_serving import kernel_decoder
+from service.procedures.drafts import accepted
 from service.procedures.types import Reading, TokenRow
 from service.workers.block_pool import BlockPool
 from service.workers.forward import Forward
@@ -69,7 +70,26 @@ class TokenWorker:
                 self._clear(move.blocks)
                 outcomes[i] = RowError("the model's output for this request is not finite")
             at += size
+        self._settle(moves, outcomes)
         return outcomes
+
+    def _settle(self, moves: Sequence[TokenMove], outcomes: Sequence[TokenOutcome]) -> None:
+        """Bring what was computed of the right guesses of a tree to their positions."""
+        sources: list[int] = []
+        targets: list[int] = []
+        size = self.pool.block_size
+        for move, outcome in zip(moves, outcomes, strict=True):
+            row = move.rows[-1]
+            if row.mode != "tree" or isinstance(outcome, RowError):
+                continue
+            path = accepted(row.draft(), [reading.token for reading in outcome.readings])
+            for depth, guess in enumerate(path):
+                if guess != depth:
+                    for place, slots in ((guess, sources), (depth, targets)):
+                        block, within = divmod(row.start + 1 + place, size)
+                        slots.append(move.blocks[block] * size + within)
+        if sources:
+            self.cache.move(sources, targets)
 
     def _clear(self, blocks: Sequence[int]) -> None:
         """Forget a failed request's numbers, but for blocks that others hold too: those were sound when they were shared."""
@@ -149,5 +169,5 @@ class TokenWorker:
 
 def _draw_number(row: TokenRow, offset: int) -> int:
     """Position of the token that is drawn, and in the high word which draw at that position this is."""
-    position = row.start + offset + (1 if row.reads_next else 0)
-    return position | (row.draw << 32)
+    own = offset >= len(row.tokens) - row.asks if row.mode == "tree" else not row.reads_next
+    return (row.positions[offset] + (not own)) | (row.draw << 32)

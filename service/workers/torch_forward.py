@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups
+from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups, single_spans
 from service.models.decoder import Decoder, DecoderConfig
 from service.workers.batch_invariant import TILE, in_tiles, make_batch_invariant
 from service.workers.forward import ForwardOutput
@@ -70,8 +70,9 @@ class TorchForward:
         offset = 0
         for row, table in zip(packed.rows, packed.tables, strict=True):
             whole = row.mode == "block" and row.block_length is None
-            plan = Plan(offset, len(row.tokens), row.start, table, row.stop if whole else None, row.span)
-            plans += _spans(plan) if self._batch_invariant and not whole else [plan]
+            until = row.stop if whole else None
+            plan = Plan(offset, len(row.tokens), row.start, table, until, row.span, row.depths, row.visible)
+            plans += single_spans(plan, self._cache.pool.block_size) if self._batch_invariant and not whole else [plan]
             offset += len(row.tokens)
         return plans
 
@@ -87,11 +88,3 @@ class TorchForward:
 
     def _long(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._cache.store.device)
-
-
-def _spans(plan: Plan) -> list[Plan]:
-    """The same row, every span of it a row of its own."""
-    return [
-        Plan(plan.offset + i, min(plan.span, plan.queries - i), plan.start + i, plan.blocks, span=plan.span)
-        for i in range(0, plan.queries, plan.span)
-    ]

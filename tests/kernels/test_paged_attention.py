@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.paged_attention import Plan, paged_attention, plan_groups
+from kernels.paged_attention import Plan, paged_attention, plan_groups, single_spans
+from service.procedures.types import TokenRow
+from tests import trees
 
 HEAD = 8
 
@@ -58,3 +60,33 @@ def test_rows_of_every_kind_in_one_batch(
     assert len(groups) == (4 if window is not None else 6)
     out = paged_attention(torch.cat(queries), store, groups, scale, cap)
     torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads,kv_heads", [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("window", [None, 1, 3, 9])
+@pytest.mark.parametrize("scale,cap", [(None, None), (0.7, 2.0)])
+def test_trees_beside_other_rows_and_query_by_query(
+    heads: int, kv_heads: int, window: int | None, scale: float | None, cap: float | None
+) -> None:
+    torch.manual_seed(heads)
+    keys, values = torch.randn(400, kv_heads, HEAD), torch.randn(400, kv_heads, HEAD)
+    free = torch.randperm(100)
+    plans, queries, expected = [Plan(0, 5, 2, free[:2].tolist())], [torch.randn(5, heads, HEAD)], []
+    rows = [TokenRow.tree(0, start, trees.random_draft(start, guesses), masks) for start, guesses, masks in SHAPES]
+    for number, row in enumerate(rows):
+        blocks = free[5 + 18 * number : 23 + 18 * number]
+        slots = (blocks[:, None] * 4 + torch.arange(4)).flatten()[: row.stop]
+        offset, count = sum(map(len, queries)), len(row.tokens)
+        plans.append(Plan(offset, count, row.start, blocks.tolist(), depths=row.depths, visible=row.visible))
+        queries.append(torch.randn(count, heads, HEAD))
+        visible = trees.dense(row, window)[row.start :]
+        expected.append(dense(queries[-1], keys[slots], values[slots], visible, scale, cap))
+    store = torch.stack((keys, values), dim=1).view(100, 4, 2, kv_heads, HEAD)
+    lone = [single for plan in plans for single in single_spans(plan, 4)]
+    for some in (plans, lone):
+        out = paged_attention(torch.cat(queries), store, plan_groups(some, 4, window, torch.device("cpu")), scale, cap)
+        torch.testing.assert_close(out[5:], torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+SHAPES = [(0, 6, 0), (13, 6, 0), (3, 63, 0), (6, 5, 4), (1, 0, 8)]
+"""Cached positions, guesses and masks behind each of some trees."""
