@@ -4,7 +4,7 @@ from kernels.cpu.decoder import CpuDecoder, DecoderWeights, LayerWeights, Norm, 
 from kernels.cpu.flow import CpuFlow, FlowBlockWeights, FlowWeights
 from kernels.cpu.library import library
 from kernels.cpu.linear import PackedLinear, pack
-from kernels.cpu.sampling import draw_tokens
+from kernels.cpu.sampling import draw_tokens, spread
 
 __all__ = [
     "CpuDecoder",
@@ -20,4 +20,5 @@ __all__ = [
     "has_heads_of",
     "library",
     "pack",
+    "spread",
 ]

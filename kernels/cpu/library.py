@@ -91,6 +91,6 @@ def library() -> ctypes.CDLL | None:
     loaded.stride_packed_bytes.restype = ctypes.c_int64
     loaded.stride_packed_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     loaded.stride_unpack_rows.restype = None
-    for name in ("stride_pack", "stride_decoder_forward", "stride_flow_forward", "stride_draw_tokens"):
+    for name in ("stride_pack", "stride_decoder_forward", "stride_flow_forward", "stride_draw_tokens", "stride_spread"):
         getattr(loaded, name).restype = _checked
     return loaded

@@ -36,3 +36,22 @@ def draw_tokens(
     drawing = _Drawing(*map(pointer, (*columns, token, confidence)), rows, vocabulary, purpose)
     loaded.stride_draw_tokens(ctypes.byref(drawing), ctypes.c_int(threads))
     return token, confidence
+
+
+class _Spread(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("logits", "temperature", "entropy", "margin")),
+        ("rows", ctypes.c_int64),
+        ("vocabulary", ctypes.c_int64),
+    ]
+
+
+def spread(logits: Tensor, temperature: Tensor, threads: int) -> tuple[Tensor, Tensor]:
+    """What `kernels.token_sampling.spread` says; `library()` must be there, both float32 on the CPU."""
+    loaded = library()
+    assert loaded is not None, "callers ask library() first"
+    logits, temperature = logits.contiguous(), temperature.contiguous()
+    entropy, margin = torch.empty(len(logits)), torch.empty(len(logits))
+    columns = map(pointer, (logits, temperature, entropy, margin))
+    loaded.stride_spread(ctypes.byref(_Spread(*columns, *logits.shape)), ctypes.c_int(threads))
+    return entropy, margin

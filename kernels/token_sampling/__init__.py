@@ -9,7 +9,7 @@ from kernels import cpu
 from kernels.token_sampling import reference
 from kernels.token_sampling.adjust import add_bias, apply_bitmask, penalise, plain_logprobs
 
-__all__ = ["add_bias", "apply_bitmask", "draw_tokens", "penalise", "plain_logprobs"]
+__all__ = ["add_bias", "apply_bitmask", "draw_tokens", "penalise", "plain_logprobs", "spread"]
 
 
 def draw_tokens(
@@ -30,3 +30,16 @@ def draw_tokens(
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and cpu.library() is not None:
         return cpu.draw_tokens(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose, threads)
     return reference.draw_tokens(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose)
+
+
+def spread(logits: Tensor, temperature: Tensor, threads: int = 1) -> tuple[Tensor, Tensor]:
+    """How sure each row is of its token: entropy in nats at its temperature, and the margin, which is the probability of the
+    likeliest token less that of the next at temperature 1; both float32 [R].
+
+    logits float32 [R, V], -inf where a token is banned; temperature float32 [R], and below 1e-5, where the argmax is drawn,
+    as if it were 1. Neither knows of top-k, top-p and min-p.
+    """
+    scale = torch.where(temperature < reference.COLDEST, torch.ones_like(temperature), temperature)
+    if logits.device.type == "cpu" and logits.dtype == torch.float32 and cpu.library() is not None:
+        return cpu.spread(logits, scale, threads)
+    return reference.spread(logits, scale)

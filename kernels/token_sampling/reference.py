@@ -49,3 +49,11 @@ def gumbel(seeds: Tensor, numbers: Tensor, purpose: int, size: int) -> Tensor:
     groups = -(-size // 64)
     drawn = uniform(seeds, numbers, purpose, 64 * groups).view(-1, groups, 16, 4).transpose(2, 3).reshape(len(seeds), -1)
     return -torch.log(-torch.log(drawn[:, :size]))
+
+
+def spread(logits: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """See `kernels.token_sampling.spread`. Each row is summed alone: in which order does not depend on how many there are."""
+    logprobs = torch.log_softmax(logits / temperature[:, None], dim=-1)
+    terms = torch.special.entr(logprobs.exp())
+    plain = torch.softmax(logits, dim=-1).topk(2, dim=-1).values
+    return torch.stack([row.sum() for row in terms]), plain[:, 0] - plain[:, 1]

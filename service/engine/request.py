@@ -75,8 +75,8 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class TextRequest(Request):
-    """Expands a prompt. `stops` are the token ids that end it, `grammar` is where it stands in the one it must follow;
-    `plain_draws` is how its tokens are drawn while none is banned and no grammar followed.
+    """Expands a prompt. `grammar` is where it stands in the one it must follow; `plain_draws` is how its tokens are drawn while
+    none is banned and no grammar followed.
 
     Positions before `reached` were computed or shared once; those of the prompt among them count as `prefilled` or as
     `cached_tokens`, and do not count again when the request is set back and computes them anew.
@@ -85,7 +85,6 @@ class TextRequest(Request):
     work: TextWork = msgspec.UNSET  # type: ignore[assignment]
     procedure: TokenProcedure = msgspec.UNSET  # type: ignore[assignment]
     state: TokenState = msgspec.UNSET  # type: ignore[assignment]
-    stops: frozenset[int] = frozenset()
     reached: int = 0
     prefilled: int = 0
     cached_tokens: int = 0
@@ -101,11 +100,12 @@ class TextRequest(Request):
         assert spec.begin is not None
         procedure = spec.begin(msgspec.convert(submit.parameters, spec.parameters))
         limit = len(work.prompt) + work.max_tokens
+        stops = frozenset(work.stop_token_ids) | (frozenset() if work.ignore_eos else frozenset(card.eos_token_ids))
         grid = card.block_lengths[0] if card.attention == "block" else None
         state = TokenState(
-            list(work.prompt), len(work.prompt), limit, card.mask_token_id, card.attention, grid, card.shift
+            list(work.prompt), len(work.prompt), limit, card.mask_token_id, card.attention, grid, card.shift,
+            seed=submit.seed, vocabulary=card.vocab_size, stops=stops, floor=len(work.prompt) + work.min_tokens,
         )  # fmt: skip
-        stops = frozenset(work.stop_token_ids) | (frozenset() if work.ignore_eos else frozenset(card.eos_token_ids))
         need = -(-(limit + procedure.scratch()) // block_size)
         sampling = work.sampling
         factors = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
@@ -116,7 +116,7 @@ class TextRequest(Request):
         )  # fmt: skip
         return cls(
             submit, need, BlockTable(lcm(block_size, grid or 1) // block_size), work=work, procedure=procedure, state=state,
-            stops=stops, penalties=penalties, grammar=grammar, plain_draws=draws,
+            penalties=penalties, grammar=grammar, plain_draws=draws,
         )  # fmt: skip
 
     def propose(self) -> list[TokenRow]:
@@ -178,10 +178,11 @@ class TextRequest(Request):
             return self.plain_draws
         if self.penalties is not None:
             self.penalties.seen.take(self.state.tokens)
-        banned = tuple(self.stops) if self.state.generated < self.work.min_tokens else ()
+        banned = tuple(self.state.stops) if self.state.generated < self.work.min_tokens else ()
         if self.grammar is None and not banned:
             return self.plain_draws
-        return replace(self.plain_draws, banned=banned, allowed=b"" if self.grammar is None else self.grammar.allowed())
+        allowed = b"" if self.grammar is None else self.grammar.allowed()
+        return replace(self.plain_draws, banned=banned, floor=self.state.floor, allowed=allowed)
 
     def fold(self, rows: list[TokenRow], whole: bool, read: TokenRead, now: float) -> list[FromEngine]:
         """Take in one forward. `whole` is False when the scheduler ran only a head of the first row."""
@@ -202,9 +203,8 @@ class TextRequest(Request):
             if self.work.revisions and state.canvas:
                 return [Revision(self.id, before, state.canvas[: state.limit - before])]
             return []
-        floor = state.prompt_length + self.work.min_tokens
         for offset, token in enumerate(fresh):
-            if token in self.stops and before + offset >= floor:
+            if token in state.stops and before + offset >= state.floor:
                 del state.tokens[before + offset :]
                 fresh = fresh[:offset]
                 self.finished = "stop"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from service.engine.messages import ModelCard, TextWork
+from service.procedures.block_diffusion_parameters import BlockDiffusionParameters, Rule
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
 from service.procedures.types import Axis
@@ -52,6 +53,8 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
     if block_length is not None and card.block_lengths and block_length not in card.block_lengths:
         allowed = ", ".join(map(str, card.block_lengths))
         raise InvalidField("procedure.block_length", f"block_length {block_length} is not one that {card.name} knows: {allowed}")
+    if isinstance(parameters, BlockDiffusionParameters):
+        _check_noise(card, parameters)
     guidance = getattr(parameters, "guidance", None)
     if guidance is not None and card.guidance_range is not None and "flow_map(x,t,s)" in spec.needs:
         low, high = card.guidance_range
@@ -61,6 +64,16 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
                 f"{card.name} takes guidance as an input of its flow map and knows {low:g} to {high:g}, not {guidance:g}",
             )
     return name, msgspec.to_builtins(parameters)
+
+
+def _check_noise(card: ModelCard, parameters: BlockDiffusionParameters) -> None:
+    """Raises InvalidField for a rule that goes back to a kind of noise which the network was not trained with."""
+    noise, other = ("random tokens", "remask") if card.mask_token_id is None else ("a mask token", "uniform")
+    if parameters.rule == other:
+        rules = ", ".join(rule for rule in get_args(Rule) if rule != other)
+        raise InvalidField(
+            "procedure.rule", f"{other} needs another noise than that of {card.name}, which is {noise}; allowed: {rules}"
+        )
 
 
 def check_next_token(procedure: str, work: TextWork, fields: Mapping[str, str]) -> None:

@@ -36,6 +36,8 @@ class TokenRow:
     where bit j of visible[i] is set: its branch, which in the order of the row stands at depths 0, 1, 2, ... The first
     token is the last committed one; behind the guesses `asks` tokens are masks, whose own tokens are read. When it has run,
     the keys and values of those guesses that were right lie at their positions.
+
+    `spread` asks for the entropy and the margin of what is read.
     """
 
     axis: Axis
@@ -52,6 +54,7 @@ class TokenRow:
     depths: tuple[int, ...] = ()
     visible: tuple[int, ...] = ()
     asks: int = 0
+    spread: bool = False
 
     @classmethod
     def tree(cls, token: int, start: int, draft: Draft, masks: int = 0, mask_token: int = 0) -> Self:
@@ -154,6 +157,8 @@ class LatentRow:
 class Reading:
     """What the network said at one wanted position: a token drawn there and its plain probability (temperature 1).
 
+    Where the row asked, `entropy` is that of the distribution at the request's temperature, in nats (plain for temperature
+    0), and `margin` what the likeliest token's plain probability leads the next one's by.
     Where they were asked for, `logprob` is the natural logarithm of its probability under the network's own logits,
     before any bias, penalty or filter, and `top` the likeliest tokens there with theirs, likeliest first.
     """
@@ -162,6 +167,8 @@ class Reading:
     confidence: float
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    entropy: float | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +192,11 @@ class Draft:
 class TokenState:
     """What a token request has so far: committed tokens (the prompt first), a provisional canvas behind them, and cached
     keys. `draft` are guesses that the next move verifies; they may be dropped at any time. `attention` is the network's,
-    by blocks of `block_length`; with `shift` it says at a position what comes next."""
+    by blocks of `block_length`; with `shift` it says at a position what comes next.
+
+    A canvas' noise is the mask token or, where there is none, random ones of `vocabulary` tokens, by `seed`. A token of
+    `stops` ends the text from position `floor` on.
+    """
 
     tokens: list[int]
     prompt_length: int
@@ -198,6 +209,10 @@ class TokenState:
     canvas: list[int | None] = field(default_factory=list)
     canvas_step: int = 0
     draft: Draft | None = None
+    seed: int = 0
+    vocabulary: int = 0
+    stops: frozenset[int] = frozenset()
+    floor: int = 0
 
     @property
     def generated(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.token_sampling import add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs
+from kernels.token_sampling import add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs, spread
 from service.models.decoder import Decoder
 from service.models.decoder_serving import kernel_decoder
 from service.procedures.drafts import accepted
@@ -104,8 +104,8 @@ class TokenWorker:
         draws = [draw for move in moves for draw in move.every_draw()]
         plain = logits.clone() if any(draw.logprobs is not None for draw in draws) else logits
         logits[:, self._never] = float("-inf")
-        self._adjust(draws, logits)
         numbers = [_draw_number(row, offset) for row in (move.rows[-1] for move in moves) for offset in row.wanted]
+        self._adjust(draws, [number & 0xFFFFFFFF for number in numbers], logits)
         chosen, confidence = draw_tokens(
             logits,
             torch.tensor([draw.temperature for draw in draws], device=self.device),
@@ -120,6 +120,8 @@ class TokenWorker:
         readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
         for i, reading in self._logprobs(draws, plain, chosen):
             readings[i] = replace(readings[i], logprob=reading[0], top=reading[1])
+        for i, entropy, margin in self._spread(moves, draws, logits):
+            readings[i] = replace(readings[i], entropy=entropy, margin=margin)
         outcomes: list[TokenOutcome] = []
         at = 0
         for count in counts:
@@ -128,7 +130,7 @@ class TokenWorker:
             at += count
         return outcomes
 
-    def _adjust(self, draws: Sequence[Draws], logits: Tensor) -> None:
+    def _adjust(self, draws: Sequence[Draws], positions: Sequence[int], logits: Tensor) -> None:
         """Penalties, biases and grammars, each for all the rows that have them at once."""
         penalised = [(i, draw.penalties) for i, draw in enumerate(draws) if draw.penalties is not None]
         if penalised:
@@ -141,7 +143,8 @@ class TokenWorker:
                 self._array(a, torch.float32) for a in (count, repetition, presence, frequency)
             ))  # fmt: skip
         biases = [(i, token, value) for i, draw in enumerate(draws) for token, value in draw.bias.items()]
-        biases += [(i, token, float("-inf")) for i, draw in enumerate(draws) for token in draw.banned]
+        early = [(i, draw.banned) for i, draw in enumerate(draws) if positions[i] < draw.floor]
+        biases += [(i, token, float("-inf")) for i, banned in early for token in banned]
         if biases:
             rows, tokens, values = zip(*biases, strict=True)
             add_bias(logits, self._long(rows), self._long(tokens), torch.tensor(values, device=self.device))
@@ -162,6 +165,15 @@ class TokenWorker:
         own, top, tokens = (part.tolist() for part in plain_logprobs(plain, row, chosen[row], most, self._never))
         for (i, count), logprob, likeliest, ids in zip(asked, own, top, tokens, strict=True):
             yield i, (logprob, tuple(zip(ids[:count], likeliest[:count], strict=True)))
+
+    def _spread(self, moves: Sequence[TokenMove], draws: Sequence[Draws], logits: Tensor) -> Iterator[tuple[int, float, float]]:
+        """Index of every reading whose row asked, its entropy and its margin."""
+        asked = [row.spread for row in (move.rows[-1] for move in moves) for _ in row.wanted]
+        rows = [i for i, wanted in enumerate(asked) if wanted]
+        if rows:
+            temperature = torch.tensor([draws[i].temperature for i in rows], device=self.device)
+            entropy, margin = spread(logits[self._long(rows)], temperature, self._threads.every)
+            yield from zip(rows, entropy.tolist(), margin.tolist(), strict=True)
 
     def _array(self, values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
         return torch.from_numpy(values).to(device=self.device, dtype=dtype)

@@ -24,8 +24,9 @@ class Penalties:
 class Draws:
     """How the wanted positions of a row are drawn.
 
-    `bias` is added to the logits of these tokens; `allowed` is a bit a token, lowest first, empty when all are;
-    `logprobs` asks for the plain log-probability of what was drawn and of that many of the likeliest.
+    `bias` is added to the logits of these tokens; those `banned` cannot stand at positions before `floor`; `allowed` is a bit
+    a token, lowest first, empty when all are; `logprobs` asks for the plain log-probability of what was drawn and of that
+    many of the likeliest.
     """
 
     seed: int
@@ -36,6 +37,7 @@ class Draws:
     penalties: Penalties | None = None
     bias: Mapping[int, float] = field(default_factory=dict)
     banned: tuple[int, ...] = ()
+    floor: int = 0
     allowed: bytes = b""
     logprobs: int | None = None
 

@@ -68,7 +68,10 @@ class ReadingWorker:
             last = row.start + (offset + 1 if row.mode == "causal" else 0)
             seen_there = b"".join(self._memory[self._slot(move, position)] for position in range(last))
             number = digest(seen_there, chains[-1] if row.mode == "block" else 0, move.draws.seed, row.start + offset, row.draw)
-            readings.append(Reading(1 + number[0] % (VOCABULARY - 1), number[1] / 255))
+            measures = (number[2] / 128, number[3] / 255) if row.spread else (None, None)
+            readings.append(
+                Reading(1 + number[0] % (VOCABULARY - 1), number[1] / 255, entropy=measures[0], margin=measures[1])
+            )
         return readings
 
     def _slot(self, move: TokenMove, position: int) -> int:
@@ -78,10 +81,10 @@ class ReadingWorker:
 
 def reading_engine(
     blocks: int, block_size: int = 4, limits: Limits | None = None, prefix_cache: bool = True,
-    fails: Callable[[int, int], bool] = lambda seed, position: False,
+    fails: Callable[[int, int], bool] = lambda seed, position: False, card: ModelCard = CARD,
 ) -> Engine:  # fmt: skip
     """An engine whose clock goes on by a millisecond each time that it is read."""
     pool = BlockPool(blocks, block_size)
     clock = count()
     lane = Lane(pool, limits or Limits(8, 32, 16), prefix_cache)
-    return Engine([Served(CARD, lane, ReadingWorker(pool, fails))], lambda: next(clock) / 1000)
+    return Engine([Served(card, lane, ReadingWorker(pool, fails))], lambda: next(clock) / 1000)
