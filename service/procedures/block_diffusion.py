@@ -19,7 +19,8 @@ Positions set together are drawn independently: an approximation, whose bound is
 token sees it wherever nothing is set; one without was trained with random tokens as its noise, and sees fresh ones in
 every forward; there, `entropy_bound` accepts anew each time, as DiffusionGemma does, for `steps` forwards at most.
 
-Nothing is drawn beyond the request's limit (but where text sees itself in blocks, which are filled as published), nor behind a token that ends the text, which no later forward can unset.
+Nothing is drawn beyond the request's limit (but where text sees itself in blocks, which are filled whole as published), nor
+behind a token that ends the text, which no later forward can unset.
 """
 
 from __future__ import annotations
