@@ -75,6 +75,8 @@ class Metrics:
             self.tokens.labels(model, "prompt").inc(tick.prompt_tokens)
             self.tokens.labels(model, "cached").inc(tick.cached_tokens)
             self.tokens.labels(model, "revised").inc(tick.revised_tokens)
+            self.tokens.labels(model, "drafted").inc(tick.drafted_tokens)
+            self.tokens.labels(model, "accepted").inc(tick.accepted_tokens)
 
     def _observe_gauges(self, gauges: Gauges) -> None:
         for model, count in gauges.waiting.items():

@@ -47,7 +47,7 @@ def _text_card(model: TextHost) -> ModelCard:
         attention=config.attention,
         shift=config.shift,
         sampling_defaults=dict(model.sampling_defaults),
-        drafters=["ngram"],
+        drafters=["ngram"] if "next(tokens)" in signature else [],
         **_common(model, "text", signature),
     )
 

@@ -20,14 +20,19 @@ class ForwardCost:
         Where the fixed part alone takes longer than that, small batches would only waste it: the size is then the one
         that doubles the fixed part.
         """
+        line = self.line()
+        if line is None or line[1] <= 0.0:
+            return None
+        fixed, slope = line
+        return max(1, int(max(seconds - fixed, fixed) / slope + 1e-9))
+
+    def line(self) -> tuple[float, float] | None:
+        """(fixed, slope), neither below 0; None while forwards of one size alone have run."""
         if self._weight == 0.0:
             return None
         mean_n, mean_s = self._n / self._weight, self._s / self._weight
         variance = self._nn / self._weight - mean_n**2
         if variance < 1e-6 * mean_n**2:
             return None
-        slope = (self._ns / self._weight - mean_n * mean_s) / variance
-        if slope <= 0.0:
-            return None
-        fixed = max(0.0, mean_s - slope * mean_n)
-        return max(1, int(max(seconds - fixed, fixed) / slope + 1e-9))
+        slope = max(0.0, (self._ns / self._weight - mean_n * mean_s) / variance)
+        return max(0.0, mean_s - slope * mean_n), slope

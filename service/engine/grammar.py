@@ -146,6 +146,28 @@ class Following:
         """A bit a token, lowest first: those that may come next, the end of the text only where the grammar may end."""
         return self._matcher.compute_bitmask()
 
+    def follows(self, guesses: Sequence[int]) -> int:
+        """How many of the guesses may come next, one after another, without being the output's last token."""
+        able = self._matcher.validate_tokens(list(guesses))
+        taken = 0
+        while taken < able and self._matcher.consume_tokens([guesses[taken]]):
+            taken += 1
+            if self._matcher.is_stopped():
+                self._matcher.rollback(taken)
+                return taken - 1
+        self._matcher.rollback(taken)
+        return taken
+
+    def allowed_behind(self, guesses: Sequence[int]) -> list[bytes]:
+        """What `allowed` would say behind each of the guesses, which are some that may come next."""
+        masks = []
+        for token in guesses:
+            if not self._matcher.consume_tokens([token]):
+                raise GrammarError(reason(self._matcher.get_error()))
+            masks.append(self._matcher.compute_bitmask())
+        self._matcher.rollback(len(guesses))
+        return masks
+
     def take(self, tokens: Sequence[int]) -> None:
         """Goes on by committed tokens. Raises GrammarError when they do not fit, which a correct mask leaves impossible
         unless nothing was left to draw."""

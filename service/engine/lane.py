@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from service.engine.cost import ForwardCost
+from service.engine.drafting import allot
 from service.engine.request import AnyRequest, TextRequest
 from service.procedures.types import LatentRow, TokenRow
 from service.workers.block_pool import BlockPool
@@ -131,7 +132,7 @@ class Lane:
         affordable = self.cost.affordable(self.limits.seconds)
         room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
         order = sorted(ready, key=lambda r: (r.submit.priority, r.last_tick))
-        proposed = [(request, request.propose()) for request in order]
+        proposed = self._with_guesses([(request, request.propose()) for request in order], room)
         large = [(request, rows) for request, rows in proposed if not _can_be_fitted(request, rows, room)]
         turn = [Item(request, rows, True, _size(request, rows)) for request, rows in large if request is self.passed_over]
         items = turn or self._filled(proposed, room)
@@ -139,16 +140,17 @@ class Lane:
         self.passed_over = None if turn else next((request for request, _ in large if request.id not in chosen), None)
         return items
 
-    def _filled(self, proposed: list[tuple[AnyRequest, list[TokenRow] | list[LatentRow]]], room: int) -> list[Item]:
+    def _filled(self, proposed: list[Proposed], room: int) -> list[Item]:
         """Short moves first, in the order given, then prefill in what room is left."""
-        short = [(r, rows) for r, rows in proposed if _size(r, rows) <= self.limits.tokens // 8]
-        long = [(r, rows) for r, rows in proposed if _size(r, rows) > self.limits.tokens // 8]
+        short = [(r, rows) for r, rows in proposed if _needed(r, rows) <= self.limits.tokens // 8]
+        long = [(r, rows) for r, rows in proposed if _needed(r, rows) > self.limits.tokens // 8]
         reserve = room // 4 if long else 0
         items: list[Item] = []
         for request, rows in short:
-            size = _size(request, rows)
             if len(items) == self.limits.rows:
                 break
+            rows = _guessing(rows, room - reserve - _needed(request, rows))
+            size = _size(request, rows)
             if size <= room - reserve or not items:
                 items.append(Item(request, rows, True, size))
                 room -= size
@@ -160,6 +162,21 @@ class Lane:
                 items.append(item)
                 room -= item.size
         return items
+
+    def _with_guesses(self, proposed: list[Proposed], room: int) -> list[Proposed]:
+        """The moves with as many of their guesses as pay; whoever has much to compute first verifies none."""
+        short = [(r, rows) for r, rows in proposed if _needed(r, rows) <= self.limits.tokens // 8]
+        short = short[: self.limits.rows]
+        drafting = [(r, rows) for r, rows in short if isinstance(r, TextRequest) and r.drafter]
+        size = sum(_needed(r, rows) for r, rows in short)
+        tokens = sum(1 for _, rows in short if isinstance(rows[-1], TokenRow) and rows[-1].wanted)
+        line, left = self.cost.line(), max(0, room - size)
+        gains = [r.acceptance.gains(_drafts(rows)) for r, rows in drafting]
+        counts = dict(zip((r.id for r, _ in drafting), allot(line, size, tokens, left, gains), strict=True))
+        wishes = [r.acceptance.gains(r.draft_tokens) for r, _ in drafting]
+        for (request, _), wish in zip(drafting, allot(line, size, tokens, left, wishes), strict=True):
+            request.drafting = wish
+        return [(r, _guessing(rows, counts.get(r.id, 0))) for r, rows in proposed]
 
     def _with_memory(self, items: list[Item]) -> list[Item]:
         """The moves whose blocks there are, or could be had from requests that rank behind."""
@@ -185,6 +202,27 @@ class Lane:
         request.set_back(self.pool)
         self.queue(request)
         self.preemptions += 1
+
+
+Proposed = tuple[AnyRequest, list[TokenRow] | list[LatentRow]]
+
+
+def _drafts(rows: list[TokenRow] | list[LatentRow]) -> int:
+    last = rows[-1]
+    return last.drafts if isinstance(last, TokenRow) else 0
+
+
+def _guessing(rows: list[TokenRow] | list[LatentRow], count: int) -> list[TokenRow] | list[LatentRow]:
+    """A request's rows with no more than `count` guesses in the last."""
+    last = rows[-1]
+    if isinstance(last, TokenRow) and last.drafts > max(0, count):
+        return [*(row for row in rows[:-1] if isinstance(row, TokenRow)), last.with_drafts(max(0, count))]
+    return rows
+
+
+def _needed(request: AnyRequest, rows: list[TokenRow] | list[LatentRow]) -> int:
+    """The size of a move without its guesses."""
+    return _size(request, rows) - _drafts(rows)
 
 
 def _rank(request: AnyRequest) -> tuple[int, float, int]:

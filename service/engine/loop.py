@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.engine.base_request import deadline_failure
 from service.engine.grammar import Compiling, Following, GrammarError
 from service.engine.lane import Item, Lane
 from service.engine.messages import (
@@ -22,7 +23,7 @@ from service.engine.messages import (
     TextWork,
     Tick,
 )
-from service.engine.request import AnyRequest, ImageRequest, TextRequest, deadline_failure
+from service.engine.request import AnyRequest, ImageRequest, TextRequest
 from service.engine.scheduler import Batch, Scheduler
 from service.procedures.types import Axis, LatentRow, TokenRow
 from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenRead, TokenWorkerLike
@@ -105,11 +106,12 @@ class Engine:
         self.scheduler.ran(batch, ran - chosen)
         self._busy_seconds += ran - chosen
         texts = [item.request for item in batch.items if isinstance(item.request, TextRequest)]
-        prompt = -sum(request.prefilled for request in texts)
+        prompt, drafted, accepted = (-count for count in _counts(texts))
         for item, outcome in zip(batch.items, outcomes, strict=True):
             events += self._fold(item, outcome, ran)
-        prompt += sum(request.prefilled for request in texts)
-        return [*events, _report(batch, prompt, ran - chosen, chosen - began + self._clock() - ran)]
+        after = _counts(texts)
+        counts = prompt + after[0], drafted + after[1], accepted + after[2]
+        return [*events, _report(batch, counts, ran - chosen, chosen - began + self._clock() - ran)]
 
     def _expire(self, now: float) -> list[FromEngine]:
         """Ends what has waited beyond its deadline, for memory or for its grammar."""
@@ -200,7 +202,9 @@ def _move(item: Item) -> TokenMove | LatentMove:
     request = item.request
     if isinstance(request, TextRequest):
         rows = [row for row in item.rows if isinstance(row, TokenRow)]
-        return TokenMove(tuple(rows), request.table.blocks, request.draws(rows))
+        first, *later = request.draws(rows)
+        drafting = 0 if request.drafter == "ngram" else request.drafting
+        return TokenMove(tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter)
     assert isinstance(request, ImageRequest)
     row = item.rows[0]
     assert isinstance(row, LatentRow)
@@ -211,7 +215,12 @@ def _move(item: Item) -> TokenMove | LatentMove:
     )  # fmt: skip
 
 
-def _report(batch: Batch, prompt_tokens: int, forward_seconds: float, scheduler_seconds: float) -> Tick:
+def _counts(requests: Sequence[TextRequest]) -> tuple[int, int, int]:
+    """Tokens of prompts computed for the first time, of guesses verified, and of those that were right."""
+    return sum(r.prefilled for r in requests), sum(r.drafted for r in requests), sum(r.accepted for r in requests)
+
+
+def _report(batch: Batch, counts: tuple[int, int, int], forward_seconds: float, scheduler_seconds: float) -> Tick:
     rows = [row for item in batch.items for row in item.rows]
     axes = Counter(row.axis if isinstance(row, TokenRow) else Axis.REFINE for row in rows)
     tokens = [row for row in rows if isinstance(row, TokenRow)]
@@ -221,7 +230,9 @@ def _report(batch: Batch, prompt_tokens: int, forward_seconds: float, scheduler_
         refine_moves=axes[Axis.REFINE],
         rows=len(rows),
         tokens=batch.size if tokens else 0,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=counts[0],
+        drafted_tokens=counts[1],
+        accepted_tokens=counts[2],
         cached_tokens=batch.cached_tokens,
         revised_tokens=sum(len(row.wanted) for row in tokens if row.axis is Axis.REFINE),
         refine_steps=sum(1 for row in rows if isinstance(row, LatentRow) or row.axis is Axis.REFINE),

@@ -206,7 +206,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 class Tick(msgspec.Struct, frozen=True, tag="tick"):
     """One forward, for the metrics: rows and tokens it held, seconds it and the scheduler took. `prompt_tokens` were
-    computed for the first time, `cached_tokens` of prompts found in the cache instead."""
+    computed for the first time, `cached_tokens` of prompts found in the cache instead. `drafted_tokens` are guesses that were
+    verified, `accepted_tokens` those of them that were right."""
 
     model: str
     expand_moves: int
@@ -219,6 +220,8 @@ class Tick(msgspec.Struct, frozen=True, tag="tick"):
     refine_steps: int
     forward_seconds: float
     scheduler_seconds: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Gauges(msgspec.Struct, frozen=True, tag="gauges"):

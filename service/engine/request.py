@@ -1,14 +1,17 @@
-"""A request inside the engine: its state, its procedure, the memory it holds, and what it has cost."""
+"""A request inside the engine: its state and its procedure, proposing moves and folding in what came of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import lcm
 
 import msgspec
 
+from service.engine.base_request import Request
 from service.engine.block_table import BlockTable
+from service.engine.drafting import Acceptance
+from service.engine.drawing import Drawing
 from service.engine.grammar import Following, GrammarError
 from service.engine.messages import (
     Done,
@@ -23,60 +26,20 @@ from service.engine.messages import (
     Submit,
     TextWork,
     Tokens,
-    Usage,
 )
 from service.procedures.drafts import accepted
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
+from service.procedures.speculative import SpeculativeParameters
 from service.procedures.types import LatentRow, TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
-from service.workers.occurrences import Occurrences
-from service.workers.types import Draws, Penalties, Picture, TokenRead
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """What every request has. Times are seconds of the monotonic clock, passed in.
-
-    `need` is the most blocks that it can come to hold. `number` counts the requests of the engine.
-    """
-
-    submit: Submit
-    need: int
-    table: BlockTable = field(default_factory=BlockTable)
-    number: int = 0
-    started: float | None = None
-    first_output: float | None = None
-    last_tick: int = -1
-    forwards: int = 0
-    finished: FinishReason | None = None
-
-    @property
-    def id(self) -> str:
-        return self.submit.id
-
-    @property
-    def rank(self) -> tuple[int, float, int]:
-        """Whose memory is safer: priority, then age. The first of all is never set back."""
-        return self.submit.priority, self.submit.arrived, self.number
-
-    def done(self, reason: FinishReason, now: float, picture: Picture | None = None, **counts: int | float | None) -> Done:
-        arrived = self.submit.arrived
-        usage = Usage(
-            queue_seconds=(self.started or now) - arrived,
-            first_output_seconds=None if self.first_output is None else self.first_output - arrived,
-            total_seconds=now - arrived,
-            **counts,  # type: ignore[arg-type]
-        )
-        if picture is None:
-            return Done(self.id, reason, usage)
-        return Done(self.id, reason, usage, picture.width, picture.height, picture.rgb)
+from service.workers.types import Draws, Picture, TokenRead
 
 
 @dataclass(slots=True, eq=False)
 class TextRequest(Request):
-    """Expands a prompt. `grammar` is where it stands in the one it must follow; `plain_draws` is how its tokens are drawn while
-    none is banned and no grammar followed.
+    """Expands a prompt. `grammar` is where it stands in the one it must follow; `drawing` says how its tokens are drawn. Of a
+    request that drafts, `drafter` guesses up to `draft_tokens`, of which the lane asks the worker for `drafting` next.
 
     Positions before `reached` were computed or shared once; those of the prompt among them count as `prefilled` or as
     `cached_tokens`, and do not count again when the request is set back and computes them anew.
@@ -88,9 +51,14 @@ class TextRequest(Request):
     reached: int = 0
     prefilled: int = 0
     cached_tokens: int = 0
-    penalties: Penalties | None = None
     grammar: Following | None = None
-    plain_draws: Draws = msgspec.UNSET  # type: ignore[assignment]
+    drawing: Drawing = msgspec.UNSET  # type: ignore[assignment]
+    drafter: str = ""
+    draft_tokens: int = 0
+    drafting: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    acceptance: Acceptance = field(default_factory=Acceptance)
 
     @classmethod
     def begin(
@@ -98,7 +66,8 @@ class TextRequest(Request):
     ) -> TextRequest:
         spec = PROCEDURES[submit.procedure]
         assert spec.begin is not None
-        procedure = spec.begin(msgspec.convert(submit.parameters, spec.parameters))
+        parameters = msgspec.convert(submit.parameters, spec.parameters)
+        procedure = spec.begin(parameters)
         limit = len(work.prompt) + work.max_tokens
         stops = frozenset(work.stop_token_ids) | (frozenset() if work.ignore_eos else frozenset(card.eos_token_ids))
         grid = card.block_lengths[0] if card.attention == "block" else None
@@ -106,27 +75,27 @@ class TextRequest(Request):
             list(work.prompt), len(work.prompt), limit, card.mask_token_id, card.attention, grid, card.shift,
             seed=submit.seed, vocabulary=card.vocab_size, stops=stops, floor=len(work.prompt) + work.min_tokens,
         )  # fmt: skip
-        need = -(-(limit + procedure.scratch()) // block_size)
-        sampling = work.sampling
-        factors = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-        penalties = None if factors == (1.0, 0.0, 0.0) else Penalties(Occurrences(len(work.prompt)), *factors)
-        draws = Draws(
-            submit.seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, penalties, sampling.logit_bias,
-            logprobs=work.logprobs,
-        )  # fmt: skip
-        return cls(
+        need = -(-(limit + procedure.scratch(0)) // block_size)
+        request = cls(
             submit, need, BlockTable(lcm(block_size, grid or 1) // block_size), work=work, procedure=procedure, state=state,
-            penalties=penalties, grammar=grammar, plain_draws=draws,
+            grammar=grammar, drawing=Drawing.of(submit, work, grammar),
         )  # fmt: skip
+        if isinstance(parameters, SpeculativeParameters):
+            request.drafter, request.draft_tokens = parameters.drafter, parameters.draft_tokens
+        return request
 
     def propose(self) -> list[TokenRow]:
-        return self.procedure.propose(self.state)
+        rows = self.procedure.propose(self.state)
+        last = rows[-1]
+        if last.drafts:
+            rows[-1] = last.with_drafts(self.drawing.worth(self.state, last.draft().tokens))
+        return rows
 
     def positions(self) -> int:
         """Positions that everything committed takes, with the scratch of the next move; all where everything is seen at once."""
         if self.state.attention == "full":
             return self.state.limit
-        return len(self.state.tokens) + self.procedure.scratch()
+        return len(self.state.tokens) + self.procedure.scratch(self.state.limit - len(self.state.tokens))
 
     def next_key(self, size: int) -> bytes | None:
         """The name of the block that is computed next, or of the first of its group, if it can be shared.
@@ -172,17 +141,11 @@ class TextRequest(Request):
         self.reached = max(self.reached, self.state.cached)
         return max(0, fresh)
 
-    def draws(self, rows: list[TokenRow]) -> Draws:
-        """How the wanted positions of these rows are drawn, given all that is committed."""
+    def draws(self, rows: list[TokenRow]) -> list[Draws]:
+        """How the first wanted position of these rows is drawn, and what follows each of their guesses."""
         if not rows[-1].wanted:
-            return self.plain_draws
-        if self.penalties is not None:
-            self.penalties.seen.take(self.state.tokens)
-        banned = tuple(self.state.stops) if self.state.generated < self.work.min_tokens else ()
-        if self.grammar is None and not banned:
-            return self.plain_draws
-        allowed = b"" if self.grammar is None else self.grammar.allowed()
-        return replace(self.plain_draws, banned=banned, floor=self.state.floor, allowed=allowed)
+            return [self.drawing.plain]
+        return self.drawing.behind(self.state, rows[-1].draft().tokens)
 
     def fold(self, rows: list[TokenRow], whole: bool, read: TokenRead, now: float) -> list[FromEngine]:
         """Take in one forward. `whole` is False when the scheduler ran only a head of the first row."""
@@ -191,6 +154,7 @@ class TextRequest(Request):
         self.forwards += 1
         if whole:
             self.procedure.fold(state, read.readings)
+            self._account(rows[-1].drafts, len(state.tokens) - before - 1)
         state.draft = read.draft
         for row in rows:
             if row.keep:
@@ -228,12 +192,20 @@ class TextRequest(Request):
             events.append(self.end(self.finished, now))
         return events
 
+    def _account(self, drafts: int, accepted: int) -> None:
+        """A forward verified that many guesses; `accepted` tokens came with the model's own."""
+        if drafts:
+            self.drafted += drafts
+            self.accepted += accepted
+        self.acceptance.observe(accepted, drafts)
+
     def end(self, reason: FinishReason, now: float) -> Done:
         generated = self.state.generated
         per_forward = generated / self.forwards if self.forwards else None
         return self.done(
             reason, now, prompt_tokens=self.state.prompt_length, cached_tokens=self.cached_tokens,
             generated_tokens=generated, forwards=self.forwards, tokens_per_forward=per_forward,
+            drafted_tokens=self.drafted if self.drafter else None, accepted_tokens=self.accepted if self.drafter else None,
         )  # fmt: skip
 
 
@@ -304,11 +276,3 @@ def _agreeing(computed: Sequence[int], committed: Sequence[int]) -> int:
     """How many tokens of a row are those that were committed, from its start: what was computed behind them is void."""
     pairs = zip(computed, committed, strict=False)
     return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(computed), len(committed)))
-
-
-def deadline_failure(submit: Submit, now: float) -> Failed:
-    waited = now - submit.arrived
-    return Failed(
-        submit.id, 504, "deadline_exceeded",
-        f"the deadline passed after {waited:.3f} s in the queue, before the request could start", "deadline_ms",
-    )  # fmt: skip

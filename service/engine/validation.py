@@ -55,6 +55,9 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
         raise InvalidField("procedure.block_length", f"block_length {block_length} is not one that {card.name} knows: {allowed}")
     if isinstance(parameters, BlockDiffusionParameters):
         _check_noise(card, parameters)
+    drafter = getattr(parameters, "drafter", None)
+    if drafter is not None and drafter not in card.drafters:
+        raise InvalidField("procedure.drafter", f"{card.name} has no drafter {drafter}; it has: {', '.join(card.drafters)}")
     guidance = getattr(parameters, "guidance", None)
     if guidance is not None and card.guidance_range is not None and "flow_map(x,t,s)" in spec.needs:
         low, high = card.guidance_range

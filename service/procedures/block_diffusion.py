@@ -68,7 +68,7 @@ class BlockDiffusion:
             state.tokens.extend(token for token in state.canvas[: min(self._end(state), _room(state))] if token is not None)
             state.canvas = []
 
-    def scratch(self) -> int:
+    def scratch(self, room: int) -> int:
         return self.parameters.block_length
 
     def _refine(self, state: TokenState, readings: dict[int, Reading]) -> None:

@@ -62,5 +62,5 @@ class MaskedDiffusion:
         if readings:
             BlockDiffusion(self.parameters).fold(state, readings)
 
-    def scratch(self) -> int:
+    def scratch(self, room: int) -> int:
         return 0

@@ -12,6 +12,7 @@ from service.procedures import parameters as latent
 from service.procedures.autoregressive import Autoregressive, AutoregressiveParameters
 from service.procedures.block_diffusion import BlockDiffusion, BlockDiffusionParameters
 from service.procedures.masked_diffusion import MaskedDiffusion, MaskedDiffusionParameters
+from service.procedures.speculative import Speculative, SpeculativeParameters
 from service.procedures.types import Axis, TokenProcedure
 
 
@@ -37,6 +38,10 @@ _ALL = (
     Procedure(
         "autoregressive", "text", (Axis.EXPAND,), frozenset({"next(tokens)"}), AutoregressiveParameters,
         "One token a forward, from the model's own distribution.", Autoregressive,
+    ),
+    Procedure(
+        "speculative", "text", (Axis.EXPAND,), frozenset({"next(tokens)"}), SpeculativeParameters,
+        "Several tokens a forward: guesses are verified. The text is that of autoregressive.", Speculative,
     ),
     Procedure(
         "block_diffusion", "text", (Axis.EXPAND, Axis.REFINE), frozenset({"canvas(prefix, block)"}),

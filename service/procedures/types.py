@@ -252,6 +252,6 @@ class TokenProcedure(Protocol):
 
     def fold(self, state: TokenState, readings: list[Reading]) -> None: ...
 
-    def scratch(self) -> int:
-        """Positions beyond the committed tokens that a move may write to the cache."""
+    def scratch(self, room: int) -> int:
+        """Positions beyond the committed tokens that a move may write to the cache, `room` tokens before the limit."""
         ...

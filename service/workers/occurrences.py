@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Distinct tokens, and how often each was generated (0: it stood in the prompt alone)."""
+
+    tokens: NDArray[np.int64]
+    counts: NDArray[np.float32]
 
 
 class Occurrences:
@@ -33,6 +43,15 @@ class Occurrences:
             self._tokens[place] = token
             self._counts[place] += at >= self._prompt_length
         self._taken = len(committed)
+
+    def ahead(self, guesses: Sequence[int]) -> Seen:
+        """What there would be if the guesses were generated next."""
+        extra = Counter(guesses)
+        new = [token for token in extra if token not in self._place]
+        counts = np.concatenate((self.counts, np.zeros(len(new), np.float32)))
+        for token, count in extra.items():
+            counts[self._place[token] if token in self._place else len(self._place) + new.index(token)] += count
+        return Seen(np.concatenate((self.tokens, np.array(new, np.int64))), counts)
 
     @property
     def tokens(self) -> NDArray[np.int64]:

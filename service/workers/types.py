@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.procedures.types import Draft, LatentRow, Reading, TokenRow
-from service.workers.occurrences import Occurrences
+from service.workers.occurrences import Occurrences, Seen
 
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
     """Of what a request has seen; repetition 1 and presence and frequency 0 are none."""
 
-    seen: Occurrences
+    seen: Occurrences | Seen
     repetition: float
     presence: float
     frequency: float

@@ -1,0 +1,56 @@
+"""What requests of all kinds have: the submit, the memory that they hold, and what they have cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from service.engine.block_table import BlockTable
+from service.engine.messages import Done, Failed, FinishReason, Submit, Usage
+from service.workers.types import Picture
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What every request has. Times are seconds of the monotonic clock, passed in.
+
+    `need` is the most blocks that it can come to hold. `number` counts the requests of the engine.
+    """
+
+    submit: Submit
+    need: int
+    table: BlockTable = field(default_factory=BlockTable)
+    number: int = 0
+    started: float | None = None
+    first_output: float | None = None
+    last_tick: int = -1
+    forwards: int = 0
+    finished: FinishReason | None = None
+
+    @property
+    def id(self) -> str:
+        return self.submit.id
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Whose memory is safer: priority, then age. The first of all is never set back."""
+        return self.submit.priority, self.submit.arrived, self.number
+
+    def done(self, reason: FinishReason, now: float, picture: Picture | None = None, **counts: int | float | None) -> Done:
+        arrived = self.submit.arrived
+        usage = Usage(
+            queue_seconds=(self.started or now) - arrived,
+            first_output_seconds=None if self.first_output is None else self.first_output - arrived,
+            total_seconds=now - arrived,
+            **counts,  # type: ignore[arg-type]
+        )
+        if picture is None:
+            return Done(self.id, reason, usage)
+        return Done(self.id, reason, usage, picture.width, picture.height, picture.rgb)
+
+
+def deadline_failure(submit: Submit, now: float) -> Failed:
+    waited = now - submit.arrived
+    return Failed(
+        submit.id, 504, "deadline_exceeded",
+        f"the deadline passed after {waited:.3f} s in the queue, before the request could start", "deadline_ms",
+    )  # fmt: skip

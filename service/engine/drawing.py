@@ -1,0 +1,55 @@
+"""How one request's next tokens are drawn: what it has seen, what is banned, where it stands in its grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from service.engine.grammar import Following
+from service.engine.messages import Submit, TextWork
+from service.procedures.types import TokenState
+from service.workers.occurrences import Occurrences
+from service.workers.types import Draws, Penalties
+
+
+@dataclass(slots=True, eq=False)
+class Drawing:
+    """`plain` holds while no token is banned, no grammar followed and nothing guessed."""
+
+    plain: Draws
+    grammar: Following | None
+    _seen: Occurrences | None
+
+    @classmethod
+    def of(cls, submit: Submit, work: TextWork, grammar: Following | None) -> Drawing:
+        sampling = work.sampling
+        factors = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+        seen = None if factors == (1.0, 0.0, 0.0) else Occurrences(len(work.prompt))
+        plain = Draws(
+            submit.seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
+            None if seen is None else Penalties(seen, *factors), sampling.logit_bias, logprobs=work.logprobs,
+        )  # fmt: skip
+        return cls(plain, grammar, seen)
+
+    def worth(self, state: TokenState, guesses: Sequence[int]) -> int:
+        """How many of the guesses can say anything: what ends the output is known from the draw before it."""
+        count = next((i for i, token in enumerate(guesses) if token in state.stops), len(guesses))
+        return count if self.grammar is None or not count else self.grammar.follows(guesses[:count])
+
+    def behind(self, state: TokenState, guesses: tuple[int, ...]) -> list[Draws]:
+        """How tokens are drawn behind all that is committed and behind each of the guesses, as if those before were right."""
+        if self._seen is not None:
+            self._seen.take(state.tokens)
+        masks = [b""] * (len(guesses) + 1)
+        if self.grammar is not None:
+            masks = [self.grammar.allowed(), *self.grammar.allowed_behind(guesses)]
+        return [self._behind(state, guesses[:count], mask) for count, mask in enumerate(masks)]
+
+    def _behind(self, state: TokenState, guesses: tuple[int, ...], allowed: bytes) -> Draws:
+        banned = tuple(state.stops) if len(state.tokens) + len(guesses) < state.floor else ()
+        penalties = self.plain.penalties
+        if self._seen is not None and penalties is not None and guesses:
+            penalties = replace(penalties, seen=self._seen.ahead(guesses))
+        if not banned and not allowed and penalties is self.plain.penalties:
+            return self.plain
+        return replace(self.plain, banned=banned, floor=state.floor, allowed=allowed, penalties=penalties)

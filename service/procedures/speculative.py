@@ -1,0 +1,85 @@
+"""Verified drafting: tokens are guessed, and one forward says how far the guesses were right.
+
+Every token is the model's own draw with the random numbers of its position, whatever was guessed: the draws are followed
+while they equal the guesses, and the first that does not is kept too. So the text is the one that `autoregressive` gives
+with the same seed, at every temperature, with any drafter and any number of guesses (coupling by shared random numbers;
+Daliri, Musco and Suresh, arXiv 2408.07978). It is not the rule of Leviathan, Kalman and Matias (arXiv 2211.17192), which
+accepts a little more often, but whose text hangs on what was guessed and so on the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from service.procedures.drafts import accepted
+from service.procedures.prompt_lookup import PromptLookup
+from service.procedures.types import Draft, Reading, TokenRow, TokenState
+
+
+class SpeculativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parameters of `speculative`."""
+
+    drafter: Annotated[
+        Literal["ngram"],
+        Meta(description="who guesses; ngram: what followed the last time that the text ended as it ends now"),
+    ] = "ngram"
+    draft_tokens: Annotated[
+        int, Meta(ge=1, le=32, description="most guesses a forward; fewer, or none, where they would not pay")
+    ] = 8
+    ngram_min: (
+        Annotated[int, Meta(ge=1, le=8, description="fewest tokens alike, by the drafter ngram; 2 by default")] | None
+    ) = None
+    ngram_max: (
+        Annotated[int, Meta(ge=1, le=8, description="most tokens compared, by the drafter ngram; 4 by default")] | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        """Fills in the defaults of the drafter's own parameters. Raises ValueError when another drafter's are given."""
+        if self.drafter != "ngram":
+            for name in ("ngram_min", "ngram_max"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` is for the drafter ngram; the drafter is {self.drafter}")
+            return
+        shortest = self.ngram_min if self.ngram_min is not None else min(2, self.ngram_max or 2)
+        longest = self.ngram_max if self.ngram_max is not None else max(4, shortest)
+        if longest < shortest:
+            raise ValueError(f"`ngram_max` must be at least ngram_min, {shortest}")
+        msgspec.structs.force_setattr(self, "ngram_min", shortest)
+        msgspec.structs.force_setattr(self, "ngram_max", longest)
+
+
+class Speculative:
+    """One request's. The guesses are in its state; the lookup holds nothing but what its tokens say."""
+
+    def __init__(self, parameters: SpeculativeParameters) -> None:
+        self.parameters = parameters
+        self._lookup: PromptLookup | None = None
+        if parameters.drafter == "ngram":
+            assert parameters.ngram_min is not None and parameters.ngram_max is not None
+            self._lookup = PromptLookup(parameters.ngram_min, parameters.ngram_max)
+
+    def propose(self, state: TokenState) -> list[TokenRow]:
+        most = self.scratch(state.limit - len(state.tokens))
+        if state.draft is None and self._lookup is not None:
+            state.draft = Draft.chain(self._lookup.guess(state.tokens, most))
+        row = state.uncached_row(wanted=True)
+        guesses = state.draft.head(most).tokens if state.draft is not None else ()
+        first = row.wanted[0]
+        wanted = tuple(range(first, first + len(guesses) + 1))
+        return [replace(row, tokens=row.tokens + guesses, wanted=wanted, drafts=len(guesses))]
+
+    def fold(self, state: TokenState, readings: list[Reading]) -> None:
+        """`readings` are those behind the last committed token and behind every guess that the forward verified."""
+        drawn = [reading.token for reading in readings]
+        guesses = (state.draft or Draft((), ())).head(len(drawn) - 1)
+        path = accepted(guesses, drawn)
+        state.tokens += [guesses.tokens[i] for i in path]
+        state.tokens.append(drawn[path[-1] + 1 if path else 0])
+
+    def scratch(self, room: int) -> int:
+        """One token fewer than there is room for is guessed: the last is the model's own."""
+        return max(0, min(self.parameters.draft_tokens, room - 1))

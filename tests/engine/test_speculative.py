@@ -1,0 +1,186 @@
+"""Verified drafting changes no token: greedy or sampled, under every limit, whatever is guessed and whoever shares a forward."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine.cost import ForwardCost
+from service.engine.lane import Limits
+from service.engine.messages import Finish, FromEngine, Sampling, Submit, TextWork, Tokens
+from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request
+from tests.engine.guessing import install, oracle
+from tests.engine.reading_worker import VOCABULARY, reading_engine
+
+SAMPLING: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "plain": {"temperature": 1.0},
+    "filtered": {"temperature": 0.8, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
+    "penalised": {"temperature": 0.7, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.4},
+    "biased": {"temperature": 1.0, "logit_bias": {65: 6.0, 66: -100.0}},
+}
+GRAMMAR = "start: /(the |a |cat |dog |sat ){12}end/"
+WORK: dict[str, dict[str, Any]] = {
+    "sampled": {},
+    "logprobs": {"logprobs": 3},
+    "stops": {"stop_token_ids": list(range(40, 64)), "min_tokens": 9},
+    "grammar": {"grammar": GRAMMAR, "max_tokens": 80},
+    "grammar-penalised": {"grammar": GRAMMAR, "max_tokens": 80, "sampling": SAMPLING["penalised"], "logprobs": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def free_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drafted must not hang on how fast this machine is just now."""
+    monkeypatch.setattr(ForwardCost, "line", lambda self: (1.0, 0.0))
+
+
+class Recorded(Outputs):
+    """Log-probabilities too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logprobs: dict[str, list[Any]] = {}
+
+    def take(self, events: list[FromEngine]) -> None:
+        super().take(events)
+        for event in events:
+            if isinstance(event, Tokens):
+                self.logprobs.setdefault(event.id, []).extend(event.logprobs)
+
+
+def pairs(count: int, **options: Any) -> list[Submit]:
+    return [text_request(f"r{i}", i, **{"sampling": SAMPLING["plain"]} | options) for i in range(count)]
+
+
+def speculative(submit: Submit, **parameters: Any) -> Submit:
+    return replace_procedure(submit, "speculative", {"draft_tokens": 6, "ngram_min": 1} | parameters)
+
+
+def replace_procedure(submit: Submit, procedure: str, parameters: dict[str, Any]) -> Submit:
+    return Submit(submit.id, submit.model, procedure, parameters, submit.seed, submit.work, submit.arrived)
+
+
+def texts(submits: list[Submit], outputs: Outputs) -> list[list[int]]:
+    return [list(s.work.prompt) + outputs.tokens[s.id] for s in submits if isinstance(s.work, TextWork)]
+
+
+@pytest.mark.parametrize("right", [1.0, 0.6, 0.0])
+@pytest.mark.parametrize("case", [*SAMPLING, *WORK])
+def test_the_same_text_comes_with_any_guesses(
+    case: str, right: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"sampling": SAMPLING[case]} if case in SAMPLING else WORK[case]
+    submits = pairs(6, **options)
+    plain = finish_all(engine_on(tmp_path), submits, Recorded())
+    install(monkeypatch, oracle(texts(submits, plain), right, 264))
+    drafted = finish_all(engine_on(tmp_path), [speculative(s) for s in submits], Recorded())
+    assert not drafted.failed and drafted.tokens == plain.tokens
+    for submit in submits:
+        one, other = plain.done[submit.id], drafted.done[submit.id]
+        assert one.finish_reason == other.finish_reason
+        usage = other.usage
+        assert usage.drafted_tokens is not None and usage.accepted_tokens is not None
+        assert usage.accepted_tokens <= usage.drafted_tokens
+        assert usage.drafted_tokens > 0 or (right == 0.0 and "grammar" in case), "only a grammar refuses guesses by itself"
+        assert one.usage.drafted_tokens is None, "nothing is drafted by autoregressive"
+        if right == 1.0:
+            assert (usage.tokens_per_forward or 0) > 1.5
+    if case == "logprobs":
+        for submit in submits:
+            told = [(entry.own, entry.top) for entry in drafted.logprobs[submit.id]]
+            assert len(told) == len(plain.tokens[submit.id])
+            for (own, top), expected in zip(told, plain.logprobs[submit.id], strict=True):
+                assert own == pytest.approx(expected.own, abs=1e-4)
+                assert [token for token, _ in top] == [token for token, _ in expected.top]
+
+
+def test_alone_and_in_forwards_with_plain_rows_prefills_and_canvases_the_text_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = pairs(12, sampling=SAMPLING["filtered"])
+    plain = finish_all(engine_on(tmp_path), mixed)
+    install(monkeypatch, oracle(texts(mixed, plain), 0.7, 264))
+    kinds = [
+        speculative(s) if i % 3 == 0
+        else replace_procedure(s, "block_diffusion", {"block_length": 8, "threshold": 0.3}) if i % 3 == 1 else s
+        for i, s in enumerate(mixed)
+    ]  # fmt: skip
+    long = [text_request(f"long{i}", 50 + i, prompt_length=200) for i in range(3)]
+    pictures = [image_request(f"image{i}", i) for i in range(2)]
+    alone = [finish_all(engine_on(tmp_path), [kinds[i]]) for i in range(0, 12, 3)]
+    together = finish_all(engine_on(tmp_path, token_budget=48), [*kinds, *long, *pictures])
+    for i, only in zip(range(0, 12, 3), alone, strict=True):
+        assert together.tokens[f"r{i}"] == only.tokens[f"r{i}"] == plain.tokens[f"r{i}"]
+    for i in range(2, 12, 3):
+        assert together.tokens[f"r{i}"] == plain.tokens[f"r{i}"], "who shares a forward with guesses notices nothing"
+    assert sum(tick.drafted_tokens for tick in together.ticks) > sum(tick.accepted_tokens for tick in together.ticks) > 0
+
+
+def test_the_ngram_drafter_speeds_up_a_text_that_repeats_itself_and_changes_nothing(tmp_path: Path) -> None:
+    words = Sampling(temperature=0.0, logit_bias={65: 90.0, 66: 60.0}, frequency_penalty=0.0)
+    work = TextWork([10, 20, 30] * 5, 60, words, ignore_eos=True)
+    plain = Submit("r", "text", "autoregressive", {}, 1, work, 0.0)
+    one = finish_all(engine_on(tmp_path), [plain])
+    other = finish_all(engine_on(tmp_path), [replace_procedure(plain, "speculative", {})])
+    assert one.tokens == other.tokens
+    assert (other.done["r"].usage.tokens_per_forward or 0) > 2.0 and (one.done["r"].usage.tokens_per_forward or 0) <= 1.0
+
+
+def reading_submits(count: int) -> list[Submit]:
+    rng = random.Random(count)
+    out = []
+    for i in range(count):
+        work = TextWork([rng.randrange(1, VOCABULARY) for _ in range(rng.randrange(1, 30))], rng.randrange(1, 25))
+        out.append(Submit(f"r{i}", "text", "autoregressive", {}, i, work, 0.0, priority=rng.randrange(2)))
+    return out
+
+
+@pytest.mark.parametrize("limits", [Limits(8, 32, 16), Limits(3, 16, 8), Limits(8, 64, 16)])
+@pytest.mark.parametrize("blocks", [14, 40])
+@pytest.mark.parametrize("right", [0.8, 0.2])
+def test_a_storm_of_guesses_in_tight_memory_with_leavers_loses_and_leaks_nothing(
+    right: float, blocks: int, limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submits = reading_submits(40)
+    plain = finish_all(reading_engine(400), submits)
+    install(monkeypatch, oracle(texts(submits, plain), right, VOCABULARY))
+    engine = reading_engine(blocks, limits=limits)
+    outputs, rng = Outputs(), random.Random(blocks)
+    for submit in submits:
+        outputs.take(engine.take(speculative(submit) if rng.random() < 0.8 else submit))
+    leavers = set(rng.sample([s.id for s in submits], 10))
+    for _ in range(20_000):
+        if not engine.has_work:
+            break
+        outputs.take(engine.tick())
+        engine.scheduler.check_books()
+        if leavers and rng.random() < 0.3:
+            outputs.take(engine.take(Finish(leavers.pop())))
+    assert not engine.has_work and not outputs.failed and set(outputs.done) == {s.id for s in submits}
+    assert all(lane.pool.used == 0 for lane in engine.scheduler.lanes.values()), "nothing is held at the end"
+    if blocks == 14:
+        assert sum(lane.preemptions for lane in engine.scheduler.lanes.values()) > 0, "the storm was to set back some"
+    for submit in submits:
+        whole = outputs.done[submit.id].finish_reason != "cancelled"
+        expected = plain.tokens[submit.id]
+        assert outputs.tokens[submit.id] == (expected if whole else expected[: len(outputs.tokens[submit.id])])
+
+
+def test_a_request_that_fits_exactly_fits_with_guesses_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = TextWork([1, 2, 3, 4], 12)
+    submit = Submit("r", "text", "autoregressive", {}, 5, work, 0.0)
+    plain = finish_all(reading_engine(4), [submit])
+    install(monkeypatch, oracle(texts([submit], plain), 1.0, VOCABULARY))
+    drafted = finish_all(reading_engine(4), [speculative(submit, draft_tokens=32)])
+    assert drafted.tokens == plain.tokens and drafted.done["r"].finish_reason == "length"
+
+
+def test_guesses_that_the_next_tokens_cannot_be_are_not_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submits = pairs(2, grammar=GRAMMAR, max_tokens=30)
+    install(monkeypatch, lambda tokens, count: tuple(b"!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!"[:count]))
+    drafted = finish_all(engine_on(tmp_path), [speculative(s) for s in submits])
+    assert [drafted.done[s.id].usage.drafted_tokens for s in submits] == [0, 0]
