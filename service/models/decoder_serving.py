@@ -20,7 +20,8 @@ class KernelDecoder:
     Takes the layers and the head out of the network as it packs them, so that no weight is held twice.
     """
 
-    def __init__(self, network: Decoder, store: Tensor) -> None:
+    def __init__(self, network: Decoder, store: Tensor, shared: KernelDecoder | None = None) -> None:
+        """The embeddings and the head are those of `shared`, where the network has none of its own."""
         config = network.config
         frequencies = [_frequencies(rope, config.head_dim) for rope in network.ropes]
         layers = []
@@ -29,15 +30,20 @@ class KernelDecoder:
             layers.append(_layer(layer, network, frequencies))
             network.model.layers[i] = nn.Identity()
         tied = config.tie_word_embeddings
-        head = pack(network.model.embed_tokens.weight) if tied else _packed(network.lm_head)
-        self._tokens = head if tied else network.model.embed_tokens.weight.detach()
+        self._head: PackedLinear
+        self._tokens: PackedLinear | Tensor
+        if shared is not None:
+            self._head, self._tokens = shared._head, shared._tokens
+        else:
+            self._head = pack(network.model.embed_tokens.weight) if tied else _packed(network.lm_head)
+            self._tokens = self._head if tied else network.model.embed_tokens.weight.detach()
         self._positions = network.model.embed_positions.weight.detach() if config.learned_positions else None
         self._scale = torch.tensor(config.embedding_scale, dtype=network.dtype).float()
         if tied:
             network.model.embed_tokens.weight = nn.Parameter(torch.empty(0, dtype=network.dtype), requires_grad=False)
         else:
             del network.lm_head
-        self._kernel = CpuDecoder(_weights(network, layers, head), store)
+        self._kernel = CpuDecoder(_weights(network, layers, self._head), store)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens int64 [N] -> float32 [N, hidden], a new tensor; learned positions are not yet in it."""
@@ -53,8 +59,9 @@ class KernelDecoder:
         return self._kernel.forward(x, batch, threads, states), x
 
 
-def kernel_decoder(network: Decoder, store: Tensor) -> KernelDecoder | None:
-    """The network in the kernel's form, or None where there is no kernel for it here; then the network is as before."""
+def kernel_decoder(network: Decoder, store: Tensor, shared: KernelDecoder | None = None) -> KernelDecoder | None:
+    """The network in the kernel's form, or None where there is no kernel for it here; then the network is as before. It has
+    the embeddings and the head of `shared`, if that is given."""
     config = network.config
     dims = {rope.dim or config.head_dim for rope in network.ropes}
     inputs = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
@@ -72,7 +79,7 @@ def kernel_decoder(network: Decoder, store: Tensor) -> KernelDecoder | None:
         and has_heads_of(config.head_dim)
         and library() is not None
     )
-    return KernelDecoder(network, store) if able else None
+    return KernelDecoder(network, store, shared) if able else None
 
 
 def _weights(network: Decoder, layers: list[LayerWeights], head: PackedLinear) -> DecoderWeights:
@@ -127,7 +134,7 @@ def _packed(linear: nn.Module | None, gated: bool = False) -> PackedLinear:
 
 
 def _norm(norm: nn.Module | None) -> Norm | None:
-    if norm is None:
+    if norm is None or isinstance(norm, nn.Identity):
         return None
     assert isinstance(norm, RMSNorm | LayerNorm)
     bias = norm.bias.detach().float().contiguous() if isinstance(norm, LayerNorm) else None

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from service.models.decoder import DecoderConfig
 from service.models.flow_transformer import FlowTransformerConfig
+from service.models.heads import FeatureModule
 from service.models.loading import EMBEDDED, ImageModel, ModelError, ModelSpec, TextModel, load_model
 from service.models.model_spec import readable
 from service.workers.block_pool import BlockPool
@@ -71,11 +72,16 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
         latents = LatentWorker(model.network, slots, device, threads, hosting.batch_invariant)
         return ImageHost(model.spec.name, model.spec.folder, model.parameters, model.network.config, slots, latents)
     config = model.network.config
-    layers, heads, size = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-    block_bytes = PagedCache.block_bytes(layers, heads, size, hosting.kv_block, model.network.dtype)
+    block_bytes = sum(PagedCache.block_bytes(c, hosting.kv_block, dtype) for c, dtype in _caches(model))
     pool = BlockPool(kv_memory // block_bytes, hosting.kv_block)
     longest = _context(model, pool, block_bytes, kv_memory)
-    worker = TokenWorker(model.network, pool, device, threads, _undrawable(model), hosting.batch_invariant)
+    draft_model = None if model.draft_model is None else model.draft_model.network
+    try:
+        worker = TokenWorker(
+            model.network, pool, device, threads, _undrawable(model), hosting.batch_invariant, model.heads, draft_model
+        )  # fmt: skip
+    except ModelError as error:
+        raise ModelError(f"{spec.name}: {error}") from error
     log.info(
         "%s: %s, %d parameters, %s%s, run by %s, texts up to %d tokens, %s of keys and values",
         spec.name, model.spec.folder, model.parameters, str(worker.cache.store.dtype).removeprefix("torch."),
@@ -85,6 +91,17 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
         spec.name, model.spec.folder, model.parameters, config, model.eos_token_ids, longest, model.sampling_defaults, pool,
         worker,
     )  # fmt: skip
+
+
+def _caches(model: TextModel) -> list[tuple[DecoderConfig, torch.dtype]]:
+    """Everything that keeps keys and values of a text: the model, and what guesses for it."""
+    dtype = model.network.dtype
+    caches = [(model.network.config, dtype)]
+    if isinstance(model.heads, FeatureModule):
+        caches.append((model.heads.config, dtype))
+    if model.draft_model is not None:
+        caches.append((model.draft_model.network.config, model.draft_model.network.dtype))
+    return caches
 
 
 def _device(spec: ModelSpec, hosting: Hosting) -> torch.device:

@@ -23,7 +23,7 @@ class KernelForward:
     """
 
     def __init__(self, decoder: KernelDecoder, threads: Threads) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._threads = threads
 
     def __call__(self, packed: PackedRows, inputs: Tensor | None = None, states: bool = False) -> ForwardOutput:
@@ -51,11 +51,11 @@ class KernelForward:
             _visible(packed.rows),
         )  # fmt: skip
         x = self.embed(torch.tensor(packed.tokens)) if inputs is None else inputs.to(torch.float32, copy=True).contiguous()
-        logits, left = self._decoder.forward(x, batch, self._threads.every, states)
+        logits, left = self.decoder.forward(x, batch, self._threads.every, states)
         return ForwardOutput(logits, torch.isfinite(left).all(dim=-1), left if states else None)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self._decoder.embed(tokens)
+        return self.decoder.embed(tokens)
 
 
 def _visible(rows: Sequence[TokenRow]) -> Tensor | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 
+from service.models.decoder_config import DecoderConfig
 from service.workers.block_pool import BlockPool
 
 
@@ -17,9 +20,13 @@ class PagedCache:
         shape = (layers, pool.blocks, pool.block_size, 2, kv_heads, head_dim)
         self.store = torch.zeros(shape, dtype=dtype, device=device)
 
+    @classmethod
+    def of(cls, config: DecoderConfig, pool: BlockPool, dtype: torch.dtype, device: torch.device) -> Self:
+        return cls(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, pool, dtype, device)
+
     @staticmethod
-    def block_bytes(layers: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
-        return layers * 2 * block_size * kv_heads * head_dim * dtype.itemsize
+    def block_bytes(config: DecoderConfig, block_size: int, dtype: torch.dtype) -> int:
+        return config.num_hidden_layers * 2 * block_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """key and value [N, kv_heads, head_dim] of the positions that lie in `slots`, int64 [N]."""

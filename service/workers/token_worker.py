@@ -13,17 +13,17 @@ from torch import Tensor
 
 from kernels.token_sampling import add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs, spread
 from service.models.decoder import Decoder
-from service.models.decoder_serving import kernel_decoder
+from service.models.heads import FeatureModule, Heads, MedusaHeads
 from service.procedures.drafts import accepted
-from service.procedures.types import Reading, TokenRow
+from service.procedures.types import Draft, Reading, TokenRow
 from service.workers.block_pool import BlockPool
-from service.workers.forward import Forward
+from service.workers.drafters import CachedDrafter, Continuation, Drafter, MedusaDrafter
+from service.workers.fastest_forward import fastest_forward
 from service.workers.kernel_forward import KernelForward
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
 from service.workers.purposes import TOKEN_DRAW
 from service.workers.threads import Threads
-from service.workers.torch_forward import TorchForward
 from service.workers.types import Draws, RowError, TokenMove, TokenOutcome, TokenRead
 
 
@@ -31,37 +31,54 @@ class TokenWorker:
     """One decoder's weights and cache on one device.
 
     `never` are token ids that must not be produced. With `batch_invariant` every number is computed in an order that
-    depends on its own request alone, so that neither the batch nor a chunked prefill changes a bit. The network is taken
-    over: its layers are fused in place, or its weights packed for the CPU kernel.
+    depends on its own request alone, so that neither the batch nor a chunked prefill changes a bit. The networks are taken
+    over: their layers are fused in place, or their weights packed for the CPU kernel. `drafters` guess for requests that
+    name them.
     """
 
     def __init__(
         self, network: Decoder, pool: BlockPool, device: torch.device, threads: Threads, never: Sequence[int] = (),
-        batch_invariant: bool = False,
+        batch_invariant: bool = False, heads: Heads | None = None, draft_model: Decoder | None = None,
     ) -> None:  # fmt: skip
-        config = network.config
-        network.fuse()
         self._threads = threads
         self.device = device
         self.pool = pool
-        self.cache = PagedCache(
-            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, pool,
-            network.dtype, device,
-        )  # fmt: skip
-        kernel = kernel_decoder(network, self.cache.store)
-        self.run_by = "torch" if kernel is None else "the CPU kernel"
-        self._forward: Forward = (
-            TorchForward(network, self.cache, threads, batch_invariant) if kernel is None else KernelForward(kernel, threads)
-        )
+        self.cache = PagedCache.of(network.config, pool, network.dtype, device)
         self._never = torch.tensor(list(never), dtype=torch.int64, device=device)
+        self.drafters: dict[str, Drafter] = {}
+        # The module's decoder shares what the kernel takes out of the network.
+        layer = heads.decoder(network) if isinstance(heads, FeatureModule) else None
+        self._forward = fastest_forward(network, self.cache, threads, batch_invariant)
+        self.run_by = "the CPU kernel" if isinstance(self._forward, KernelForward) else "torch"
+        vocabulary, longest = network.config.vocab_size, network.config.max_position_embeddings
+        if isinstance(heads, MedusaHeads):
+            self.drafters["heads"] = MedusaDrafter(heads, self._guess)
+        elif heads is not None and layer is not None:
+            cache = PagedCache.of(layer.config, pool, network.dtype, device)
+            forward = fastest_forward(layer, cache, threads, batch_invariant, self._forward)
+            self.drafters["heads"] = CachedDrafter(forward, cache, vocabulary, longest, self._guess, heads)
+        if draft_model is not None:
+            cache = PagedCache.of(draft_model.config, pool, draft_model.dtype, device)
+            longest = draft_model.config.max_position_embeddings
+            forward = fastest_forward(draft_model, cache, threads, batch_invariant)
+            self.drafters["draft_model"] = CachedDrafter(forward, cache, vocabulary, longest, self._guess)
 
     @torch.inference_mode()
     def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:
         """One outcome a move: the readings of the last row's wanted positions, or why that move failed."""
         packed = PackedRows.of(moves, self.pool.block_size)
-        output = self._forward(packed)
+        asked = {move.drafter for move in moves}
+        drafters = {name: drafter for name, drafter in self.drafters.items() if name in asked}
+        output = self._forward(packed, states=any(drafter.reads_states for drafter in drafters.values()))
         sound = output.finite.tolist()
         outcomes: list[TokenOutcome] = self._read(moves, output.logits) if packed.wanted else [TokenRead() for _ in moves]
+        self._check(moves, outcomes, sound)
+        self._settle(moves, outcomes)
+        for name, drafter in drafters.items():
+            self._draft(name, drafter, moves, outcomes, output.states)
+        return outcomes
+
+    def _check(self, moves: Sequence[TokenMove], outcomes: list[TokenOutcome], sound: Sequence[bool]) -> None:
         at = 0
         for i, move in enumerate(moves):
             size = sum(len(row.tokens) for row in move.rows)
@@ -70,8 +87,22 @@ class TokenWorker:
                 self._clear(move.blocks)
                 outcomes[i] = RowError("the model's output for this request is not finite")
             at += size
-        self._settle(moves, outcomes)
-        return outcomes
+
+    def _draft(
+        self, name: str, drafter: Drafter, moves: Sequence[TokenMove], outcomes: list[TokenOutcome], states: Tensor | None
+    ) -> None:
+        """What one drafter guesses behind its requests' moves goes into their outcomes."""
+        continued: dict[int, Continuation] = {}
+        at = 0
+        for i, (move, outcome) in enumerate(zip(moves, outcomes, strict=True)):
+            at += sum(len(row.tokens) for row in move.rows)
+            if move.drafter == name and isinstance(outcome, TokenRead):
+                continued[i] = _continuation(move, outcome, at - len(move.rows[-1].tokens))
+        drafts = drafter.draft(list(continued.values()), states) if continued else []
+        for i, tokens in zip(continued, drafts, strict=True):
+            outcome = outcomes[i]
+            assert isinstance(outcome, TokenRead)
+            outcomes[i] = replace(outcome, draft=Draft.chain(tokens) if tokens else None)
 
     def _settle(self, moves: Sequence[TokenMove], outcomes: Sequence[TokenOutcome]) -> None:
         """Bring what was computed of the right guesses of a tree to their positions."""
@@ -93,7 +124,10 @@ class TokenWorker:
 
     def _clear(self, blocks: Sequence[int]) -> None:
         """Forget a failed request's numbers, but for blocks that others hold too: those were sound when they were shared."""
-        self.cache.clear([block for block in blocks if self.pool.holders(block) == 1])
+        own = [block for block in blocks if self.pool.holders(block) == 1]
+        self.cache.clear(own)
+        for drafter in self.drafters.values():
+            drafter.clear(own)
 
     def _long(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
@@ -103,20 +137,8 @@ class TokenWorker:
         finite = torch.isfinite(logits.sum(dim=-1)).tolist()
         draws = [draw for move in moves for draw in move.every_draw()]
         plain = logits.clone() if any(draw.logprobs is not None for draw in draws) else logits
-        logits[:, self._never] = float("-inf")
         numbers = [_draw_number(row, offset) for row in (move.rows[-1] for move in moves) for offset in row.wanted]
-        self._adjust(draws, [number & 0xFFFFFFFF for number in numbers], logits)
-        chosen, confidence = draw_tokens(
-            logits,
-            torch.tensor([draw.temperature for draw in draws], device=self.device),
-            self._long([draw.top_k for draw in draws]),
-            torch.tensor([draw.top_p for draw in draws], device=self.device),
-            torch.tensor([draw.min_p for draw in draws], device=self.device),
-            self._long([draw.seed for draw in draws]),
-            self._long(numbers),
-            TOKEN_DRAW,
-            self._threads.every,
-        )
+        chosen, confidence = self._draw(draws, logits, numbers)
         readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
         for i, reading in self._logprobs(draws, plain, chosen):
             readings[i] = replace(readings[i], logprob=reading[0], top=reading[1])
@@ -129,6 +151,26 @@ class TokenWorker:
             outcomes.append(TokenRead(readings[at : at + count]) if whole else RowError("the logits are not finite"))
             at += count
         return outcomes
+
+    def _guess(self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int]) -> Tensor:
+        """A token a row of a drafter's logits; what a grammar allows behind guesses is not known to it."""
+        return self._draw([replace(draw, allowed=b"") if draw.allowed else draw for draw in draws], logits, numbers)[0]
+
+    def _draw(self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """One token a row of the logits, which are changed, and its plain probability."""
+        logits[:, self._never] = float("-inf")
+        self._adjust(draws, [number & 0xFFFFFFFF for number in numbers], logits)
+        return draw_tokens(
+            logits,
+            torch.tensor([draw.temperature for draw in draws], device=self.device),
+            self._long([draw.top_k for draw in draws]),
+            torch.tensor([draw.top_p for draw in draws], device=self.device),
+            torch.tensor([draw.min_p for draw in draws], device=self.device),
+            self._long([draw.seed for draw in draws]),
+            self._long(numbers),
+            TOKEN_DRAW,
+            self._threads.every,
+        )
 
     def _adjust(self, draws: Sequence[Draws], positions: Sequence[int], logits: Tensor) -> None:
         """Penalties, biases and grammars, each for all the rows that have them at once."""
@@ -183,3 +225,20 @@ def _draw_number(row: TokenRow, offset: int) -> int:
     """Position of the token that is drawn, and in the high word which draw at that position this is."""
     own = offset >= len(row.tokens) - row.asks if row.mode == "tree" else not row.reads_next
     return (row.positions[offset] + (not own)) | (row.draw << 32)
+
+
+def _continuation(move: TokenMove, read: TokenRead, at: int) -> Continuation:
+    """What is committed behind a forward in which the move's last row begins at `at`."""
+    row, draws = move.rows[-1], move.draws
+    known = len(row.tokens) - row.drafts
+    tokens, states, count = row.tokens[:known], [at + i for i in range(known)], 0
+    if len(read.readings) == row.drafts + 1:
+        drawn = [reading.token for reading in read.readings]
+        path = accepted(row.draft(), drawn)
+        last = path[-1] + 1 if path else 0
+        tokens += (*(row.tokens[known + i] for i in path), drawn[last])
+        states += [at + known + i for i in path]
+        count, draws = move.drafting, move.every_draw()[last]
+    elif move.following is not None:
+        tokens += (move.following,)
+    return Continuation(move.blocks, draws, row.start, tokens, tuple(states), count)

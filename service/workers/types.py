@@ -48,7 +48,7 @@ class TokenMove:
 
     `draws` says how the wanted positions of the last row are drawn, or only the first of them where `later` has one for
     each of the others. `drafting` asks `drafter` for that many guesses of what comes behind the token that this move adds
-    to the committed ones.
+    to the committed ones; `following` is the token behind the rows where that is known already, as in a prompt.
     """
 
     rows: tuple[TokenRow, ...]
@@ -57,6 +57,7 @@ class TokenMove:
     later: tuple[Draws, ...] = ()
     drafting: int = 0
     drafter: str = ""
+    following: int | None = None
 
     def every_draw(self) -> list[Draws]:
         """One a wanted position of the last row."""

@@ -1,0 +1,183 @@
+"""Who guesses the tokens that come next, behind a forward of the model that verifies them.
+
+A guess is drawn as the model's own token at its place will be, with the same random numbers, from what the drafter takes
+for the model's distribution: the closer it is, the more often both draw the same. Nothing but the number of guesses that
+turn out right depends on a drafter; whatever it gives, also numbers that are not finite, is no more than a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.models.heads import FeatureModule, MedusaHeads
+from service.procedures.types import Axis, TokenRow
+from service.workers.forward import Forward
+from service.workers.packed_rows import PackedRows
+from service.workers.paged_cache import PagedCache
+from service.workers.types import Draws, TokenMove
+
+Draw = Callable[[Sequence[Draws], Tensor, Sequence[int]], Tensor]
+"""From how rows are drawn, their logits [R, vocabulary] and the positions of the tokens to tokens int64 [R]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A request behind a forward. `tokens` are committed and stand at `start`, start + 1, ...; the first went through the
+    forward, whose states of them have the indices `states`, and one more may have come of it. `count` guesses of what
+    comes behind them are wanted."""
+
+    blocks: list[int]
+    draws: Draws
+    start: int
+    tokens: tuple[int, ...]
+    states: tuple[int, ...]
+    count: int
+
+
+class Drafter(Protocol):
+    """Guesses for many requests at once; what it keeps of them lies in blocks of the same numbers as the model's own."""
+
+    reads_states: bool
+
+    def draft(self, continuations: Sequence[Continuation], states: Tensor | None) -> list[tuple[int, ...]]:
+        """At most `count` guesses for each. `states` are the forward's, [N, d], if this drafter reads them."""
+        ...
+
+    def clear(self, blocks: list[int]) -> None:
+        """Forget what these blocks hold."""
+        ...
+
+
+class MedusaDrafter:
+    """Every guess from the state of the last position alone: nothing is kept."""
+
+    reads_states = True
+
+    def __init__(self, heads: MedusaHeads, draw: Draw) -> None:
+        self._heads = heads
+        self._draw = draw
+
+    def draft(self, continuations: Sequence[Continuation], states: Tensor | None) -> list[tuple[int, ...]]:
+        assert states is not None
+        guesses: list[list[int]] = [[] for _ in continuations]
+        for head in range(self._heads.depths):
+            going = [i for i, one in enumerate(continuations) if one.count > head == len(guesses[i])]
+            if not going:
+                break
+            features = states[[continuations[i].states[-1] for i in going]]
+            places = [continuations[i].start + len(continuations[i].tokens) + head for i in going]
+            draws = [continuations[i].draws for i in going]
+            _extend(guesses, going, self._heads.logits(features, head), draws, places, self._draw)
+        return [tuple(tokens) for tokens in guesses]
+
+    def clear(self, blocks: list[int]) -> None:
+        pass
+
+
+class CachedDrafter:
+    """A decoder with keys and values of its own, which guesses one token after another: a smaller model, or a `module` whose
+    input at a position joins the features there with the token behind it, and whose states are the next features.
+
+    A position of the smaller model is computed when its token is known, one of the module when the token behind it is.
+    What others share of a block may have been computed with another token behind its last one: less is then guessed right.
+    """
+
+    def __init__(
+        self, forward: Forward, cache: PagedCache, vocabulary: int, longest: int, draw: Draw, module: FeatureModule | None = None
+    ) -> None:
+        """`vocabulary` of the model that verifies; positions from `longest` on are not known to this one."""
+        self.reads_states = module is not None
+        self._forward = forward
+        self._cache = cache
+        self._vocabulary = vocabulary
+        self._longest = longest
+        self._draw = draw
+        self._module = module
+
+    def draft(self, continuations: Sequence[Continuation], states: Tensor | None) -> list[tuple[int, ...]]:
+        guesses: list[list[int]] = [[] for _ in continuations]
+        ahead = 1 if self._module is not None else 0
+        going: list[int] = []
+        moves: list[TokenMove] = []
+        features: list[int] = []
+        for i, one in enumerate(continuations):
+            tokens = one.tokens[ahead:]
+            fitting = tokens[: max(0, self._room(one) - one.start)]
+            if fitting:
+                wanted = one.count > 0 and len(fitting) == len(tokens)
+                going.append(i)
+                moves.append(_move(one, fitting, one.start, wanted))
+                features.extend(one.states[: len(fitting)])
+        last = None if states is None else states[features]
+        while moves:
+            packed = PackedRows.of(moves, self._cache.pool.block_size)
+            output = self._forward(packed, self._inputs(packed.tokens, last), states=self._module is not None)
+            self._forget_unsound(moves, output.finite)
+            reading = [i for i, move in zip(going, moves, strict=True) if move.rows[0].wanted]
+            if not reading:
+                break
+            draws = [continuations[i].draws for i in reading]
+            places = [continuations[i].start + len(continuations[i].tokens) + len(guesses[i]) for i in reading]
+            before = [len(guesses[i]) for i in reading]
+            _extend(guesses, reading, self._fitted(output.logits), draws, places, self._draw)
+            kept = []
+            following = []
+            for at, (i, had) in enumerate(zip(reading, before, strict=True)):
+                one = continuations[i]
+                place = one.start + len(one.tokens) - ahead + had
+                if had < len(guesses[i]) < one.count and place < self._room(one):
+                    kept.append(at)
+                    following.append(_move(one, (guesses[i][-1],), place, True))
+            if output.states is not None:
+                last = output.states[[packed.wanted[at] for at in kept]]
+            going, moves = [reading[at] for at in kept], following
+        return [tuple(tokens) for tokens in guesses]
+
+    def clear(self, blocks: list[int]) -> None:
+        self._cache.clear(blocks)
+
+    def _room(self, one: Continuation) -> int:
+        """The first position that its blocks do not cover, or that this decoder does not know."""
+        return min(len(one.blocks) * self._cache.pool.block_size, self._longest)
+
+    def _inputs(self, tokens: list[int], features: Tensor | None) -> Tensor | None:
+        if self._module is None:
+            return None
+        assert features is not None
+        embeddings = self._forward.embed(torch.tensor(tokens, device=features.device))
+        return self._module.join(embeddings.to(self._module.eh_proj.weight.dtype), features)
+
+    def _fitted(self, logits: Tensor) -> Tensor:
+        """A smaller model may pad its vocabulary otherwise."""
+        return F.pad(logits, (0, self._vocabulary - logits.shape[1]), value=float("-inf")).contiguous()
+
+    def _forget_unsound(self, moves: Sequence[TokenMove], finite: Tensor) -> None:
+        if bool(finite.all()):
+            return
+        at, pool = 0, self._cache.pool
+        for move in moves:
+            size = len(move.rows[0].tokens)
+            if not bool(finite[at : at + size].all()):
+                self._cache.clear([block for block in move.blocks if pool.holders(block) == 1])
+            at += size
+
+
+def _move(one: Continuation, tokens: tuple[int, ...], start: int, wanted: bool) -> TokenMove:
+    row = TokenRow(Axis.EXPAND, tokens, start, "causal", True, (len(tokens) - 1,) if wanted else ())
+    return TokenMove((row,), one.blocks, one.draws)
+
+
+def _extend(
+    guesses: list[list[int]], going: Sequence[int], logits: Tensor, draws: Sequence[Draws], places: Sequence[int], draw: Draw
+) -> None:
+    """One guess more of each request, but where the logits are not finite: that one's draft ends."""
+    sound = torch.isfinite(logits.sum(dim=-1)).tolist()
+    for i, token, whole in zip(going, draw(draws, logits, places).tolist(), sound, strict=True):
+        if whole:
+            guesses[i].append(token)

@@ -1,0 +1,188 @@
+"""Drafters in the worker: they change how many forwards a text takes, and never the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.models.loading import EMBEDDED
+from service.procedures.drafts import accepted
+from service.procedures.types import Axis, TokenRow
+from service.workers.hosting import Hosting, TextHost, host
+from service.workers.types import Draws, RowError, TokenMove
+from tests.checkpoints import write_decoder
+from tests.heads import add_mtp, write_eagle, write_medusa, write_mtp
+
+KINDS = ("mtp", "mtp inside", "eagle", "medusa", "draft_model", "itself")
+
+
+def served(spec: str, batch_invariant: bool = False) -> TextHost:
+    hosted = host(spec, Hosting("cpu", 1, 8 << 20, 16, 1, batch_invariant))
+    assert isinstance(hosted, TextHost)
+    return hosted
+
+
+def drafting(tmp_path: Path, kind: str, options: str = "") -> tuple[TextHost, str]:
+    """A random model with a drafter of this kind, and the drafter's name; `itself` guesses always right."""
+    model = write_decoder(tmp_path / "model")
+    if kind == "mtp inside":
+        return served(f"m={add_mtp(model)}{options}"), "heads"
+    if kind in ("draft_model", "itself"):
+        small = model if kind == "itself" else write_decoder(tmp_path / "small", seed=1)
+        return served(f"m={model},draft_model={small}{options}"), "draft_model"
+    folder = {"mtp": write_mtp, "eagle": write_eagle, "medusa": write_medusa}[kind](tmp_path / "heads", model)
+    return served(f"m={model},heads={folder}{options}"), "heads"
+
+
+@dataclass
+class Writer:
+    """A request: it commits what the model drew, and offers the guesses that came with it."""
+
+    tokens: list[int]
+    blocks: list[int]
+    draws: Draws
+    drafter: str
+    drafting: int
+    chunk: int = 1000
+    cached: int = 0
+    guesses: tuple[int, ...] = ()
+    forwards: int = 0
+
+    def move(self) -> TokenMove:
+        rest = self.tokens[self.cached :]
+        if len(rest) > self.chunk:
+            row = TokenRow(Axis.EXPAND, tuple(rest[: self.chunk]), self.cached, "causal", True, ())
+            return TokenMove((row,), self.blocks, self.draws, (), self.drafting, self.drafter, rest[self.chunk])
+        wanted = tuple(range(len(rest) - 1, len(rest) + len(self.guesses)))
+        row = TokenRow(Axis.EXPAND, (*rest, *self.guesses), self.cached, "causal", True, wanted, drafts=len(self.guesses))
+        return TokenMove((row,), self.blocks, self.draws, (), self.drafting, self.drafter)
+
+    def fold(self, move: TokenMove, outcome: object) -> None:
+        assert not isinstance(outcome, RowError), outcome
+        row = move.rows[0]
+        if not row.wanted:
+            self.cached += len(row.tokens)
+            return
+        drawn = [reading.token for reading in outcome.readings]  # type: ignore[attr-defined]
+        path = accepted(row.draft(), drawn)
+        self.cached = len(self.tokens) + len(path)
+        self.tokens += drawn[: len(path) + 1]
+        draft = outcome.draft  # type: ignore[attr-defined]
+        self.guesses = () if draft is None else draft.tokens
+        assert len(self.guesses) <= self.drafting
+        self.forwards += 1
+
+
+def write(model: TextHost, writers: Iterable[Writer], length: int) -> list[list[int]]:
+    """All of them together in every forward, until each has `length` tokens more."""
+    writers = list(writers)
+    goals = [len(writer.tokens) + length for writer in writers]
+    while going := [w for w, goal in zip(writers, goals, strict=True) if len(w.tokens) < goal]:
+        moves = [writer.move() for writer in going]
+        for writer, move, outcome in zip(going, moves, model.worker.run(moves), strict=True):
+            writer.fold(move, outcome)
+    return [writer.tokens[:goal] for writer, goal in zip(writers, goals, strict=True)]
+
+
+def writers(model: TextHost, drafter: str, guesses: int, prompts: list[list[int]], draws: list[Draws]) -> list[Writer]:
+    made = []
+    for prompt, draw in zip(prompts, draws, strict=True):
+        blocks = model.pool.allocate(model.pool.blocks_for(len(prompt) + 90))
+        made.append(Writer(list(prompt), blocks, draw, drafter, guesses))
+    return made
+
+
+PROMPTS = [[(7 * i + j * j) % 250 for i in range(length)] for j, length in enumerate((3, 20, 41, 1))]
+DRAWS = [
+    Draws(11, 0.0), Draws(12, 1.0, top_k=40), Draws(13, 0.7, top_p=0.8, bias={65: 3.0}, banned=(66,)),
+    Draws(1 << 60, 1.3, min_p=0.02),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", ["", ",dtype=bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_text_is_the_one_without_guesses(tmp_path: Path, kind: str, options: str) -> None:
+    model, drafter = drafting(tmp_path, kind, options)
+    plain = write(model, writers(model, "", 0, PROMPTS, DRAWS), 40)
+    for chunk in (1000, 7):
+        drafted = [replace(w, chunk=chunk) for w in writers(model, drafter, 3, PROMPTS, DRAWS)]
+        assert write(model, drafted, 40) == plain
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_and_one_request_among_others_that_draft_otherwise_give_the_same_text(tmp_path: Path, kind: str) -> None:
+    model, drafter = drafting(tmp_path, kind)
+    plain = write(model, writers(model, "", 0, PROMPTS, DRAWS), 30)
+    mixed = writers(model, drafter, 2, PROMPTS, DRAWS)
+    mixed[0].drafter, mixed[1].drafting = "", 5
+    assert write(model, mixed, 30) == plain
+
+
+@pytest.mark.parametrize("kind", ["mtp", "draft_model"])
+def test_without_the_kernel_the_text_is_the_one_without_guesses(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.models.decoder_serving.library", lambda: None)
+    model, drafter = drafting(tmp_path, kind)
+    assert model.worker.run_by == "torch"
+    plain = write(model, writers(model, "", 0, PROMPTS, DRAWS), 20)
+    assert write(model, writers(model, drafter, 3, PROMPTS, DRAWS), 20) == plain
+
+
+def test_a_model_that_drafts_for_itself_is_always_right(tmp_path: Path) -> None:
+    model, drafter = drafting(tmp_path, "itself")
+    drafted = writers(model, drafter, 4, PROMPTS, DRAWS)
+    write(model, drafted, 60)
+    assert [writer.forwards for writer in drafted] == [1 + 12] * 4
+
+
+def test_every_guess_of_a_request_is_kept_when_it_was_right_whatever_the_chunks_of_its_prompt(tmp_path: Path) -> None:
+    model, drafter = drafting(tmp_path, "itself")
+    for chunk in (1, 5, 16):
+        drafted = [replace(w, chunk=chunk) for w in writers(model, drafter, 4, PROMPTS[1:3], DRAWS[:2])]
+        write(model, drafted, 40)
+        assert [writer.forwards for writer in drafted] == [1 + 8] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_drafter_without_numbers_changes_nothing(tmp_path: Path, kind: str) -> None:
+    model, drafter = drafting(tmp_path, kind)
+    plain = write(model, writers(model, "", 0, PROMPTS, DRAWS), 20)
+    worker = model.worker.drafters[drafter]
+    for held in (getattr(worker, "_heads", None), getattr(worker, "_module", None)):
+        for parameter in [] if held is None else held.parameters():
+            parameter.data.fill_(float("nan"))
+    if kind in ("draft_model", "itself"):
+        embed = worker._forward.decoder.embed  # type: ignore[attr-defined]
+        worker._forward.decoder.embed = lambda tokens: embed(tokens) * float("nan")  # type: ignore[attr-defined]
+    drafted = writers(model, drafter, 3, PROMPTS, DRAWS)
+    assert write(model, drafted, 20) == plain
+    assert all(writer.forwards == 20 for writer in drafted)
+    cache = getattr(worker, "_cache", None)
+    assert cache is None or bool(torch.isfinite(cache.store).all()), "what is not a number waits for whoever gets the block next"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
+def test_shakespeare_writes_more_than_two_tokens_a_forward(temperature: float) -> None:
+    model = served("shakespeare")
+    prompts = [list(text.encode()) for text in ("ROMEO:\n", "First Citizen:\nWe are ", "KING RICHARD III:\nWhat,", "The ")]
+    draws = [Draws(seed, temperature) for seed in range(4)]
+    plain = write(model, writers(model, "", 0, prompts, draws), 80)
+    drafted = writers(model, "heads", 5, prompts, draws)
+    assert write(model, drafted, 80) == plain
+    assert 4 * 80 / sum(writer.forwards for writer in drafted) > 2.0
+
+
+def test_memory_at_start_counts_what_drafters_keep(tmp_path: Path) -> None:
+    model = write_decoder(tmp_path / "model")
+    alone = served(f"m={model}").pool.blocks
+    write_medusa(tmp_path / "medusa", model)
+    assert served(f"m={model},heads={tmp_path / 'medusa'}").pool.blocks == alone
+    write_mtp(tmp_path / "mtp", model)
+    assert served(f"m={model},heads={tmp_path / 'mtp'}").pool.blocks == alone * 2 // 3
+    assert served(f"m={model},draft_model={write_decoder(tmp_path / 'small')}").pool.blocks == alone // 2
+    assert (EMBEDDED / "shakespeare" / "heads" / "model.safetensors").stat().st_size < 3 << 20
