@@ -74,8 +74,8 @@ def test_tokens_are_the_same_alone_cached_chunked_and_set_back(kind: str) -> Non
     assert roomy.gauges().preemptions == {"shakespeare": 0}
 
     # A request starts with 11 to 14 blocks and ends with 15 or 16. Two are too many for 21, of which they share 10, and for 28.
-    for settings in ({"token_budget": 13}, {"token_budget": 64, "prefix_cache": False, "kv_memory": 1_400_000}, {}):
-        tight = shakespeare(**{"kv_memory": 1 << 20} | settings)
+    for settings in ({"token_budget": 13}, {"token_budget": 64, "prefix_cache": False, "kv_memory": 1_633_000}, {}):
+        tight = shakespeare(**{"kv_memory": 1_224_000} | settings)
         set_back = checked(tight, submits)
         assert set_back.tokens == alone
         assert tight.gauges().preemptions["shakespeare"] > 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.cpu import library
 from service.models.loading import ModelSpec, TextModel, load_model
 from service.procedures.types import Axis, TokenRow
-from service.workers import token_worker
+from service.workers import fastest_forward
 from service.workers.block_pool import BlockPool
 from service.workers.kernel_forward import KernelForward
 from service.workers.threads import Threads
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The CPU kernel where it knows the family, and torch, which knows all."""
     if request.param == "torch":
-        monkeypatch.setattr(token_worker, "kernel_decoder", lambda network, store: None)
+        monkeypatch.setattr(fastest_forward, "kernel_decoder", lambda network, store, shared: None)
     elif library() is None:
         pytest.skip("the CPU kernels need AVX-512 with bfloat16, and g++")
     return str(request.param)
