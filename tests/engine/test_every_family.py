@@ -13,7 +13,7 @@ from service.engine.lane import Lane, Limits
 from service.engine.loop import Engine, Served
 from service.engine.messages import ModelCard, Sampling, Submit, TextWork
 from service.models.loading import ModelSpec, TextModel, load_model
-from service.workers import token_worker
+from service.workers import fastest_forward
 from service.workers.block_pool import BlockPool
 from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
@@ -43,7 +43,7 @@ def test_texts_are_the_same_alone_mixed_chunked_cached_and_set_back(
     folder: Path, name: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "torch":
-        monkeypatch.setattr(token_worker, "kernel_decoder", lambda network, store: None)
+        monkeypatch.setattr(fastest_forward, "kernel_decoder", lambda network, store, shared: None)
     elif library() is None:
         pytest.skip("the CPU kernels need AVX-512 with bfloat16, and g++")
     if not (folder / name).exists():
