@@ -31,6 +31,13 @@ def build_engine(settings: Settings) -> Engine:
     return Engine(list(served.values()))
 
 
+def _drafters(signature: list[str]) -> list[str]:
+    """Who can guess a model's tokens without further weights; masks in a network that knows them beside next tokens."""
+    if "next(tokens)" not in signature:
+        return []
+    return ["ngram", "mask"] if "canvas(prefix, block)" in signature else ["ngram"]
+
+
 def _text_card(model: TextHost) -> ModelCard:
     config = model.config
     signature = ["next(tokens)"] if config.attention == "causal" else []
@@ -47,7 +54,7 @@ def _text_card(model: TextHost) -> ModelCard:
         attention=config.attention,
         shift=config.shift,
         sampling_defaults=dict(model.sampling_defaults),
-        drafters=["ngram"] if "next(tokens)" in signature else [],
+        drafters=_drafters(signature),
         **_common(model, "text", signature),
     )
 

@@ -203,7 +203,7 @@ def _move(item: Item) -> TokenMove | LatentMove:
     if isinstance(request, TextRequest):
         rows = [row for row in item.rows if isinstance(row, TokenRow)]
         first, *later = request.draws(rows)
-        drafting = 0 if request.drafter == "ngram" else request.drafting
+        drafting = 0 if request.drafter in ("ngram", "mask") else request.drafting
         return TokenMove(tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter)
     assert isinstance(request, ImageRequest)
     row = item.rows[0]

@@ -81,7 +81,7 @@ class TextRequest(Request):
             grammar=grammar, drawing=Drawing.of(submit, work, grammar),
         )  # fmt: skip
         if isinstance(parameters, SpeculativeParameters):
-            request.drafter, request.draft_tokens = parameters.drafter, parameters.draft_tokens
+            request.drafter, request.draft_tokens = parameters.drafter, parameters.draft_tokens or 0
         return request
 
     def propose(self) -> list[TokenRow]:
@@ -145,7 +145,9 @@ class TextRequest(Request):
         """How the first wanted position of these rows is drawn, and what follows each of their guesses."""
         if not rows[-1].wanted:
             return [self.drawing.plain]
-        return self.drawing.behind(self.state, rows[-1].draft().tokens)
+        draws = self.drawing.behind(self.state, rows[-1].draft().tokens)
+        # What masks guess behind a guess is drawn as the token behind it is.
+        return draws + [draw for draw in draws for _ in range(rows[-1].masks - 1)]
 
     def fold(self, rows: list[TokenRow], whole: bool, read: TokenRead, now: float) -> list[FromEngine]:
         """Take in one forward. `whole` is False when the scheduler ran only a head of the first row."""
@@ -155,7 +157,8 @@ class TextRequest(Request):
         if whole:
             self.procedure.fold(state, read.readings)
             self._account(rows[-1].drafts, len(state.tokens) - before - 1)
-        state.draft = read.draft
+        if read.draft is not None:
+            state.draft = read.draft
         for row in rows:
             if row.keep:
                 assert state.keeps(row), "what is kept must depend on the tokens before it, or of its block, alone"

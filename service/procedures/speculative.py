@@ -19,17 +19,24 @@ from service.procedures.drafts import accepted
 from service.procedures.prompt_lookup import PromptLookup
 from service.procedures.types import Draft, Reading, TokenRow, TokenState
 
+MOST_BY_MASKS = 6
+"""Guesses, so that they and a bundle of masks behind each fit into the 64 tokens of a tree."""
+
 
 class SpeculativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Parameters of `speculative`."""
 
     drafter: Annotated[
-        Literal["ngram"],
-        Meta(description="who guesses; ngram: what followed the last time that the text ended as it ends now"),
+        Literal["ngram", "mask"],
+        Meta(
+            description="who guesses; ngram: what followed the last time that the text ended as it ends now; "
+            "mask: the model itself, by mask tokens in the forward that verifies, 6 guesses at most"
+        ),
     ] = "ngram"
     draft_tokens: Annotated[
-        int, Meta(ge=1, le=32, description="most guesses a forward; fewer, or none, where they would not pay")
-    ] = 8
+        int,
+        Meta(ge=1, le=32, description="most guesses a forward, fewer where they would not pay; by default 8, by masks 3"),
+    ] | None = None
     ngram_min: (
         Annotated[int, Meta(ge=1, le=8, description="fewest tokens alike, by the drafter ngram; 2 by default")] | None
     ) = None
@@ -38,7 +45,12 @@ class SpeculativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=T
     ) = None
 
     def __post_init__(self) -> None:
-        """Fills in the defaults of the drafter's own parameters. Raises ValueError when another drafter's are given."""
+        """Fills in the drafter's defaults. Raises ValueError when another drafter's parameters are given."""
+        if self.draft_tokens is None:
+            msgspec.structs.force_setattr(self, "draft_tokens", 3 if self.drafter == "mask" else 8)
+        assert self.draft_tokens is not None
+        if self.drafter == "mask" and self.draft_tokens > MOST_BY_MASKS:
+            raise ValueError(f"`draft_tokens` must be at most {MOST_BY_MASKS} by the drafter mask")
         if self.drafter != "ngram":
             for name in ("ngram_min", "ngram_max"):
                 if getattr(self, name) is not None:
@@ -63,7 +75,9 @@ class Speculative:
             self._lookup = PromptLookup(parameters.ngram_min, parameters.ngram_max)
 
     def propose(self, state: TokenState) -> list[TokenRow]:
-        most = self.scratch(state.limit - len(state.tokens))
+        most = self._most(state.limit - len(state.tokens))
+        if self.parameters.drafter == "mask":
+            return self._with_masks(state, most)
         if state.draft is None and self._lookup is not None:
             state.draft = Draft.chain(self._lookup.guess(state.tokens, most))
         row = state.uncached_row(wanted=True)
@@ -75,11 +89,39 @@ class Speculative:
     def fold(self, state: TokenState, readings: list[Reading]) -> None:
         """`readings` are those behind the last committed token and behind every guess that the forward verified."""
         drawn = [reading.token for reading in readings]
-        guesses = (state.draft or Draft((), ())).head(len(drawn) - 1)
+        bundle = self._bundle - 1 if self.parameters.drafter == "mask" else 0
+        guesses = (state.draft or Draft((), ())).head(len(drawn) // (1 + bundle) - 1)
         path = accepted(guesses, drawn)
+        point = path[-1] + 1 if path else 0
         state.tokens += [guesses.tokens[i] for i in path]
-        state.tokens.append(drawn[path[-1] + 1 if path else 0])
+        state.tokens.append(drawn[point])
+        behind = 1 + len(guesses.tokens) + point * bundle
+        state.draft = Draft.chain(tuple(drawn[behind : behind + bundle])) if bundle else None
 
     def scratch(self, room: int) -> int:
+        """Guesses, and by masks the bundles behind all of them and behind the last committed token."""
+        if self.parameters.drafter == "mask":
+            return (1 + self._limit) * (1 + self._bundle) - 1
+        return self._most(room)
+
+    @property
+    def _limit(self) -> int:
+        assert self.parameters.draft_tokens is not None
+        return self.parameters.draft_tokens
+
+    @property
+    def _bundle(self) -> int:
+        """Masks behind a guess. The first stands where the model's own token will: the others guess what comes behind it."""
+        return self._limit + 1
+
+    def _most(self, room: int) -> int:
         """One token fewer than there is room for is guessed: the last is the model's own."""
-        return max(0, min(self.parameters.draft_tokens, room - 1))
+        return max(0, min(self._limit, room - 1))
+
+    def _with_masks(self, state: TokenState, most: int) -> list[TokenRow]:
+        """A forward that verifies guesses and makes the next ones: masks follow each place where the guesses may turn wrong."""
+        assert state.mask_token is not None
+        uncached, start = state.uncached_row(wanted=False), len(state.tokens) - 1
+        before = [uncached.head(len(uncached.tokens) - 1)] if len(uncached.tokens) > 1 else []
+        guesses = (state.draft or Draft((), ())).head(most)
+        return [*before, TokenRow.tree(state.tokens[-1], start, guesses, self._bundle, state.mask_token)]

@@ -1,0 +1,48 @@
+"""The drafter `mask`: a model that knows mask tokens guesses for itself, in the forwards that verify, and changes no text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.engine.assembly import _drafters
+from service.engine.cost import ForwardCost
+from service.procedures.speculative import SpeculativeParameters
+from tests.engine.driving import engine_on, finish_all, image_request, text_request
+from tests.engine.test_speculative import SAMPLING, WORK, pairs, replace_procedure
+
+
+@pytest.fixture(autouse=True)
+def free_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ForwardCost, "line", lambda self: (1.0, 0.0))
+
+
+@pytest.mark.parametrize("case", [*SAMPLING, *WORK])
+def test_the_same_text_comes_with_masks(case: str, tmp_path: Path) -> None:
+    submits = pairs(5, **({"sampling": SAMPLING[case]} if case in SAMPLING else WORK[case]))
+    plain = finish_all(engine_on(tmp_path), submits)
+    for count in (1, 3, 6):
+        masked = [replace_procedure(s, "speculative", {"drafter": "mask", "draft_tokens": count}) for s in submits]
+        drafted = finish_all(engine_on(tmp_path), masked)
+        assert not drafted.failed and drafted.tokens == plain.tokens
+        if case in SAMPLING:
+            assert all((drafted.done[s.id].usage.drafted_tokens or 0) > 0 for s in submits)
+
+
+def test_in_mixed_batches_and_set_back_too(tmp_path: Path) -> None:
+    submits = pairs(40, sampling=SAMPLING["filtered"], max_tokens=200, prompt_length=60)
+    plain = finish_all(engine_on(tmp_path), submits)
+    masked = [replace_procedure(s, "speculative", {"drafter": "mask"}) if i % 3 else s for i, s in enumerate(submits)]
+    long = [text_request(f"long{i}", 50 + i, prompt_length=200) for i in range(2)]
+    engine = engine_on(tmp_path, token_budget=256)
+    together = finish_all(engine, [*masked, *long, image_request("image", 1)])
+    assert engine.scheduler.lanes["text"].preemptions > 0
+    for submit in submits:
+        assert together.tokens[submit.id] == plain.tokens[submit.id]
+
+
+def test_models_without_canvases_have_no_such_drafter_and_too_many_guesses_are_refused() -> None:
+    assert _drafters(["next(tokens)"]) == ["ngram"] and _drafters(["canvas(prefix, block)"]) == []
+    with pytest.raises(ValueError, match="draft_tokens"):
+        SpeculativeParameters("mask", 7)
