@@ -173,10 +173,12 @@ class Lane:
         line, left = self.cost.line(), max(0, room - size)
         gains = [r.acceptance.gains(_drafts(rows)) for r, rows in drafting]
         counts = dict(zip((r.id for r, _ in drafting), allot(line, size, tokens, left, gains), strict=True))
-        wishes = [r.acceptance.gains(r.draft_tokens) for r, _ in drafting]
+        wishes = [r.wishes() for r, _ in drafting]
+        size -= sum(_asks(rows) for _, rows in drafting)
         for (request, _), wish in zip(drafting, allot(line, size, tokens, left, wishes), strict=True):
             request.drafting = wish
-        return [(r, _guessing(rows, counts.get(r.id, 0))) for r, rows in proposed]
+        idle = {r.id for r, rows in drafting if not r.drafting and _asks(rows)}
+        return [(r, _alone(rows) if r.id in idle else _guessing(rows, counts.get(r.id, 0))) for r, rows in proposed]
 
     def _with_memory(self, items: list[Item]) -> list[Item]:
         """The moves whose blocks there are, or could be had from requests that rank behind."""
@@ -218,6 +220,16 @@ def _guessing(rows: list[TokenRow] | list[LatentRow], count: int) -> list[TokenR
     if isinstance(last, TokenRow) and last.drafts > max(0, count):
         return [*(row for row in rows[:-1] if isinstance(row, TokenRow)), last.with_drafts(max(0, count))]
     return rows
+
+
+def _asks(rows: list[TokenRow] | list[LatentRow]) -> int:
+    last = rows[-1]
+    return last.asks if isinstance(last, TokenRow) else 0
+
+
+def _alone(rows: list[TokenRow] | list[LatentRow]) -> list[TokenRow] | list[LatentRow]:
+    """A request's rows without the guesses and masks of its tree."""
+    return [row.alone() if row.mode == "tree" else row for row in rows if isinstance(row, TokenRow)]
 
 
 def _needed(request: AnyRequest, rows: list[TokenRow] | list[LatentRow]) -> int:

@@ -91,6 +91,12 @@ class TextRequest(Request):
             rows[-1] = last.with_drafts(self.drawing.worth(self.state, last.draft().tokens))
         return rows
 
+    def wishes(self) -> list[float]:
+        """What each guess of the next move gains, in tokens of output a token computed: by masks one costs several."""
+        gains = self.acceptance.gains(self.draft_tokens)
+        cost = (self.procedure.scratch(self.draft_tokens + 1) / self.draft_tokens) if self.drafter == "mask" else 1.0
+        return [gain / cost for gain in gains]
+
     def positions(self) -> int:
         """Positions that everything committed takes, with the scratch of the next move; all where everything is seen at once."""
         if self.state.attention == "full":

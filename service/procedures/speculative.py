@@ -89,7 +89,8 @@ class Speculative:
     def fold(self, state: TokenState, readings: list[Reading]) -> None:
         """`readings` are those behind the last committed token and behind every guess that the forward verified."""
         drawn = [reading.token for reading in readings]
-        bundle = self._bundle - 1 if self.parameters.drafter == "mask" else 0
+        masked = self.parameters.drafter == "mask" and len(drawn) > 1  # else it ran alone, without guesses and masks
+        bundle = self._bundle - 1 if masked else 0
         guesses = (state.draft or Draft((), ())).head(len(drawn) // (1 + bundle) - 1)
         path = accepted(guesses, drawn)
         point = path[-1] + 1 if path else 0

@@ -122,6 +122,10 @@ class TokenRow:
             return self.tree(self.tokens[0], self.start, self.draft().head(count), self.masks, self.tokens[-1])
         return self.head(len(self.tokens) - self.drafts + count)
 
+    def alone(self) -> TokenRow:
+        """The tree's last committed token, without guesses and masks."""
+        return self.tree(self.tokens[0], self.start, Draft((), ()))
+
     def draft(self) -> Draft:
         """The guesses that this row verifies."""
         if self.mode == "tree":

@@ -46,3 +46,18 @@ def test_models_without_canvases_have_no_such_drafter_and_too_many_guesses_are_r
     assert _drafters(["next(tokens)"]) == ["ngram"] and _drafters(["canvas(prefix, block)"]) == []
     with pytest.raises(ValueError, match="draft_tokens"):
         SpeculativeParameters("mask", 7)
+
+
+def test_masks_fall_away_where_a_token_more_is_not_free_and_come_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submits = pairs(3, sampling=SAMPLING["greedy"], max_tokens=30)
+    plain = finish_all(engine_on(tmp_path), submits)
+    masked = [replace_procedure(s, "speculative", {"drafter": "mask"}) for s in submits]
+    for line, some in (((0.0, 1.0), False), ((1.0, 0.001), True)):
+        monkeypatch.setattr(ForwardCost, "line", lambda self, line=line: line)
+        drafted = finish_all(engine_on(tmp_path), masked)
+        assert drafted.tokens == plain.tokens
+        for submit in submits:
+            assert bool(drafted.done[submit.id].usage.drafted_tokens) == some
+        assert some or max(tick.tokens for tick in drafted.ticks[-20:]) <= 3
