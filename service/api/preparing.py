@@ -15,6 +15,7 @@ from service.engine.validation import InvalidField
 
 T = TypeVar("T")
 LONG_TEXT = 20_000
+UNASKED = 256
 COLDEST = 1e-5
 
 
@@ -53,13 +54,15 @@ def text_work(
     card: ModelCard, body: SamplingFields, prompt: list[int], max_tokens: int | None, param: str, revisions: bool = False,
     grammar: str = "",
 ) -> TextWork:  # fmt: skip
-    """Raises InvalidField when prompt and max_tokens together exceed the context."""
+    """Raises InvalidField when prompt and max_tokens together exceed the context. Without `max_tokens` there are as many as
+    the context has room for; where all that is to be written is computed from the start, at most UNASKED."""
     room = card.max_model_len - len(prompt)
     if max_tokens is not None and max_tokens > room:
         raise InvalidField(
             param, f"{param} {max_tokens} and a prompt of {len(prompt)} tokens exceed the context of {card.max_model_len}"
         )
-    limit = room if max_tokens is None else max_tokens
+    unasked = min(room, UNASKED) if card.attention == "full" else room
+    limit = unasked if max_tokens is None else max_tokens
     if body.min_tokens > limit:
         raise InvalidField("min_tokens", f"min_tokens {body.min_tokens} exceeds the limit of {limit} tokens")
     wrong = next((token for token in body.stop_token_ids if token >= card.vocab_size), None)

@@ -21,12 +21,14 @@ SERVED = ("sdar", "fast_dllm", "llada", "dream", "llada2")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder, arguments = tmp_path_factory.mktemp("diffusion"), []
-    for name in SERVED:
-        write_layout(folder / name, name)
+    for name in (*SERVED, "long"):
+        write_layout(folder / name, "llada" if name == "long" else name)
         write_tokenizer(folder / name)
         words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": TEMPLATE}
         (folder / name / "tokenizer_config.json").write_text(json.dumps(words))
         arguments += ["--model", f"{name}={folder / name},kv_memory=1MiB"]
+    config = folder / "long" / "config.json"
+    config.write_text(config.read_text().replace('"max_sequence_length": 256', '"max_sequence_length": 512'))
     server = Server(folder / "log", *arguments)
     yield server
     server.stop()
@@ -49,7 +51,8 @@ def test_a_chat_streamed_and_not_is_the_same_text_and_the_second_time_comes_from
 @pytest.mark.parametrize("name", SERVED)
 def test_what_the_network_cannot_do_is_a_400_that_teaches(server: Server, name: str) -> None:
     listed = {entry["id"]: entry for entry in server._client.get("/v1/models").json()["data"]}[name]
-    assert "next(tokens)" not in listed["signature"] and "autoregressive" not in listed["procedures"]
+    assert listed.get("drafters", []) == []
+    assert "next(tokens)" not in listed["signature"] and not {"autoregressive", "speculative"} & set(listed["procedures"])
     body = {"model": name, "prompt": "To be", "procedure": {"name": "autoregressive"}}
     error = server.post("/v1/generate", body).json()["error"]
     assert error["param"] == "procedure.name" and "next(tokens)" in error["message"]
@@ -65,3 +68,10 @@ def test_a_block_has_the_length_that_the_network_was_trained_for(server: Server,
     body["procedure"] = {"name": "block_diffusion", "sub_block_length": 3}
     error = server.post("/v1/generate", body).json()["error"]
     assert error["param"] == "procedure.sub_block_length" and str(length) in error["message"]
+
+
+def test_without_a_limit_a_whole_sequence_is_not_as_long_as_the_context(server: Server) -> None:
+    asked = {"messages": [{"role": "user", "content": "To be"}], "ignore_eos": True, "procedure": {"name": "masked_diffusion"}}
+    answer = server.post("/v1/chat/completions", {**asked, "model": "long"})
+    assert answer.json()["usage"]["completion_tokens"] == 256
+    assert server.post("/v1/generate", {"model": "long", "prompt": "To be", "max_tokens": 300}).status_code == 200
