@@ -14,7 +14,7 @@ on the whole sequence, so that no other request ever shares it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -50,13 +50,12 @@ class MaskedDiffusion:
             return [TokenRow(Axis.EXPAND, (*state.tokens, *masks), 0, "block", True, ())]
         start = 0 if exact or not cached else begin - state.shift
         dual = cached and self.parameters.cache == "dual"
-        return [
-            TokenRow(
-                Axis.REFINE, (*state.tokens[start:], *canvas.tokens, *(() if dual else behind)), start, "block",
-                not exact and not cached, tuple(begin - start + offset for offset in canvas.wanted), canvas.draw,
-                until=state.limit if dual else None, shift=state.shift,
-            )
-        ]  # fmt: skip
+        row = replace(
+            canvas, tokens=(*state.tokens[start:], *canvas.tokens, *(() if dual else behind)), start=start,
+            keep=not exact and not cached, wanted=tuple(begin - start + offset for offset in canvas.wanted),
+            until=state.limit if dual else None,
+        )  # fmt: skip
+        return [row]
 
     def fold(self, state: TokenState, readings: list[Reading]) -> None:
         if readings:

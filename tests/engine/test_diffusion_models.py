@@ -316,3 +316,35 @@ def test_llada2_generates_what_the_pipeline_of_diffusers_does_step_by_step(
     tokens, canvases = generated(engine_of(folder / "llada2"), request)
     assert tokens == seen[-1][prompt:]
     assert canvases == list(canvases_of(iter(seen), 8, prompt, prompt + count))
+
+
+RULES: list[dict[str, Any]] = [
+    {"rule": "margin", "steps": 3}, {"rule": "entropy", "steps": 4}, {"rule": "entropy_bound", "entropy_bound": 0.5},
+    {"rule": "remask", "steps": 6}, {"rule": "threshold", "factor": 1.0}, {"rule": "threshold", "threshold": 0.5, "steps": 4},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sdar-tied-blocks-of-8", "fast_dllm", "llada", "dream"])
+def test_every_rule_fills_what_was_asked_for_by_itself_and_in_a_batch_that_is_set_back(folder: Path, name: str) -> None:
+    reference(folder / name, name)
+    whole = LAYOUTS[name].config["model_type"] in ("llada", "Dream")
+    day = [
+        submit(
+            f"{i}{cache}", prompt_of(9 + i, i), 19, "masked_diffusion" if whole else "block_diffusion", temperature=0.8, seed=i,
+            parameters={**rule, "block_length": 8, **({"cache": cache} if whole else {})},
+        )
+        for i, rule in enumerate(RULES)
+        for cache in (("none", "prefix", "dual") if whole else ("none",))
+    ]  # fmt: skip
+    alone = {request.id: finish_all(engine_of(folder / name), [request]).tokens[request.id] for request in day}
+    assert all(len(tokens) == 19 and max(tokens) < KNOWN for tokens in alone.values())
+    engine, outputs, ticks = engine_of(folder / name, "2MiB"), Outputs(), 0
+    for request in day:
+        outputs.take(engine.take(request))
+    while engine.has_work:
+        outputs.take(engine.tick())
+        ticks += 1
+        running = engine.scheduler.lanes["m"].running
+        if running and ticks % 3 == 0 and ticks < 300:
+            engine.scheduler.lanes["m"]._set_back(running[ticks % len(running)])
+    assert outputs.tokens == alone

@@ -57,6 +57,9 @@ def test_what_the_network_cannot_do_is_a_400_that_teaches(server: Server, name: 
     error = server.post("/v1/generate", body).json()["error"]
     assert error["param"] == "procedure.name" and "next(tokens)" in error["message"]
     assert listed["procedures"][0] in error["message"]
+    body["procedure"] = {"name": listed["procedures"][0], "rule": "uniform"}
+    error = server.post("/v1/generate", body).json()["error"]
+    assert error["param"] == "procedure.rule" and "mask token" in error["message"]
 
 
 @pytest.mark.parametrize("name", ["sdar", "fast_dllm", "llada2"])
