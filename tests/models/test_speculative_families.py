@@ -14,7 +14,7 @@ from service.engine.assembly import build_engine
 from service.engine.cost import ForwardCost
 from service.engine.messages import Sampling, Submit, TextWork
 from service.settings import Settings
-from service.workers import token_worker
+from service.workers import fastest_forward
 from tests.engine.driving import finish_all
 from tests.engine.guessing import install, oracle
 from tests.families import VARIANTS, VOCABULARY, write_variant
@@ -38,7 +38,7 @@ def test_greedy_and_sampled_texts_are_those_of_plain_decoding(
     name: str, way: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "torch":
-        monkeypatch.setattr(token_worker, "kernel_decoder", lambda network, store: None)
+        monkeypatch.setattr(fastest_forward, "kernel_decoder", lambda network, store, shared: None)
     elif library() is None:
         pytest.skip("the CPU kernels need AVX-512 with bfloat16, and g++")
     monkeypatch.setattr(ForwardCost, "line", lambda self: (1.0, 0.0))
