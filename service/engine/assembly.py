@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from service.engine.lane import Lane, Limits
@@ -31,11 +32,11 @@ def build_engine(settings: Settings) -> Engine:
     return Engine(list(served.values()))
 
 
-def _drafters(signature: list[str]) -> list[str]:
-    """Who can guess a model's tokens without further weights; masks in a network that knows them beside next tokens."""
+def _drafters(signature: list[str], loaded: Iterable[str]) -> list[str]:
+    """Who can guess a model's tokens: masks in a network that knows them beside next tokens, and those that were `loaded`."""
     if "next(tokens)" not in signature:
         return []
-    return ["ngram", "mask"] if "canvas(prefix, block)" in signature else ["ngram"]
+    return ["ngram", *(["mask"] if "canvas(prefix, block)" in signature else []), *loaded]
 
 
 def _text_card(model: TextHost) -> ModelCard:
@@ -54,7 +55,7 @@ def _text_card(model: TextHost) -> ModelCard:
         attention=config.attention,
         shift=config.shift,
         sampling_defaults=dict(model.sampling_defaults),
-        drafters=_drafters(signature),
+        drafters=_drafters(signature, model.worker.drafters),
         **_common(model, "text", signature),
     )
 

@@ -17,10 +17,12 @@ class BlockTable:
     depends, whatever the procedure, on the model and the tokens up to their position, or up to the end of their diffusion
     block in models whose text sees itself in blocks. There a `group` of cache blocks, which ends where a diffusion block
     ends, is named by all its tokens and shared as a whole. A key of one model's pool therefore names one content. The
-    digest cannot be made to collide (BLAKE2b, 256 bit).
+    digest cannot be made to collide (BLAKE2b, 256 bit). `root` names what else lies in the blocks: a drafter's own keys and
+    values, which only its requests leave there.
     """
 
     group: int = 1
+    root: bytes = b""
     blocks: list[int] = field(default_factory=list)
     published: int = 0
     _keys: list[bytes] = field(default_factory=list)
@@ -31,7 +33,7 @@ class BlockTable:
         assert (number + 1) * length <= len(tokens)
         while len(self._keys) <= number:
             start = len(self._keys) * length
-            parent = self._keys[-1] if self._keys else b""
+            parent = self._keys[-1] if self._keys else self.root
             own = array("q", tokens[start : start + length]).tobytes()
             self._keys.append(blake2b(parent + own, digest_size=32).digest())
         return self._keys[number] + place.to_bytes(2) if place else self._keys[number]

@@ -248,8 +248,11 @@ def _size(request: AnyRequest, rows: Iterable[TokenRow | LatentRow]) -> int:
 
 
 def _positions(item: Item) -> int:
-    """Positions that a request's blocks must cover for a move."""
-    return max((row.stop for row in item.rows if isinstance(row, TokenRow)), default=0) or item.request.positions()
+    """Positions that a request's blocks must cover for a move, and for what is drafted behind it."""
+    request, stop = item.request, max((row.stop for row in item.rows if isinstance(row, TokenRow)), default=0)
+    if isinstance(request, TextRequest) and item.whole and request.ahead():
+        return max(stop, min(stop + request.ahead(), request.state.limit))
+    return stop or request.positions()
 
 
 def _can_be_fitted(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int) -> bool:

@@ -203,8 +203,11 @@ def _move(item: Item) -> TokenMove | LatentMove:
     if isinstance(request, TextRequest):
         rows = [row for row in item.rows if isinstance(row, TokenRow)]
         first, *later = request.draws(rows)
-        drafting = 0 if request.drafter in ("ngram", "mask") else request.drafting
-        return TokenMove(tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter)
+        drafting = request.ahead()
+        behind = request.state.tokens[rows[-1].stop : rows[-1].stop + 1]
+        return TokenMove(
+            tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter, behind[0] if behind else None
+        )  # fmt: skip
     assert isinstance(request, ImageRequest)
     row = item.rows[0]
     assert isinstance(row, LatentRow)

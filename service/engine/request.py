@@ -30,7 +30,7 @@ from service.engine.messages import (
 from service.procedures.drafts import accepted
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
-from service.procedures.speculative import SpeculativeParameters
+from service.procedures.speculative import KEEPING, SpeculativeParameters
 from service.procedures.types import LatentRow, TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
 from service.workers.types import Draws, Picture, TokenRead
@@ -82,6 +82,7 @@ class TextRequest(Request):
         )  # fmt: skip
         if isinstance(parameters, SpeculativeParameters):
             request.drafter, request.draft_tokens = parameters.drafter, parameters.draft_tokens or 0
+            request.table.root = parameters.drafter.encode() if parameters.drafter in KEEPING else b""
         return request
 
     def propose(self) -> list[TokenRow]:
@@ -102,6 +103,10 @@ class TextRequest(Request):
         if self.state.attention == "full":
             return self.state.limit
         return len(self.state.tokens) + self.procedure.scratch(self.state.limit - len(self.state.tokens))
+
+    def ahead(self) -> int:
+        """Positions behind its next move that its drafter may write."""
+        return self.drafting if self.drafter in KEEPING else 0
 
     def next_key(self, size: int) -> bytes | None:
         """The name of the block that is computed next, or of the first of its group, if it can be shared.

@@ -21,16 +21,19 @@ from service.procedures.types import Draft, Reading, TokenRow, TokenState
 
 MOST_BY_MASKS = 6
 """Guesses, so that they and a bundle of masks behind each fit into the 64 tokens of a tree."""
+KEEPING = ("draft_model", "heads")
+"""Drafters that keep keys and values of their own, under the numbers of the request's blocks."""
 
 
 class SpeculativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Parameters of `speculative`."""
 
     drafter: Annotated[
-        Literal["ngram", "mask"],
+        Literal["ngram", "mask", "draft_model", "heads"],
         Meta(
-            description="who guesses; ngram: what followed the last time that the text ended as it ends now; "
-            "mask: the model itself, by mask tokens in the forward that verifies, 6 guesses at most"
+            description="who guesses; ngram: what followed the last time that the text ended as it ends now; mask: the model "
+            "itself, by mask tokens in the forward that verifies, 6 guesses at most; draft_model: a smaller model; heads: "
+            "extra modules that read the model's hidden states"
         ),
     ] = "ngram"
     draft_tokens: Annotated[

@@ -23,6 +23,7 @@ pytest.importorskip("transformers")
 
 DRAFTERS: dict[str, dict[str, Any]] = {
     "ngram": {"drafter": "ngram", "ngram_min": 1, "draft_tokens": 5},
+    "draft_model": {"drafter": "draft_model", "draft_tokens": 3},
 }
 PROMPTS = [[5, 6, 7, 8] * 6, [9, 10, 9, 10, 11] * 3, list(range(20, 60))]
 
@@ -47,7 +48,7 @@ def test_greedy_and_sampled_texts_are_those_of_plain_decoding(
         write_variant(place, VARIANTS[name])
         words = {f"<{i}>": i for i in range(VOCABULARY)}
         Tokenizer(WordLevel(words, unk_token="<0>")).save(str(place / "tokenizer.json"))
-    spec = f"m={place}{VARIANTS[name].options}"
+    spec = f"m={place}{VARIANTS[name].options},draft_model={place}"
     engine = build_engine(Settings(models=[spec], threads=1, kv_memory=1 << 22, batch_invariant=True))
 
     def submits(procedure: str, parameters: dict[str, Any]) -> list[Submit]:
