@@ -32,7 +32,7 @@ def build_engine(settings: Settings) -> Engine:
     return Engine(list(served.values()))
 
 
-def _drafters(signature: list[str], loaded: Iterable[str]) -> list[str]:
+def _drafters(signature: list[str], loaded: Iterable[str] = ()) -> list[str]:
     """Who can guess a model's tokens: masks in a network that knows them beside next tokens, and those that were `loaded`."""
     if "next(tokens)" not in signature:
         return []
