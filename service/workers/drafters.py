@@ -155,6 +155,8 @@ class CachedDrafter:
 
     def _fitted(self, logits: Tensor) -> Tensor:
         """A smaller model may pad its vocabulary otherwise."""
+        if logits.shape[1] == self._vocabulary:
+            return logits
         return F.pad(logits, (0, self._vocabulary - logits.shape[1]), value=float("-inf")).contiguous()
 
     def _forget_unsound(self, moves: Sequence[TokenMove], finite: Tensor) -> None:
