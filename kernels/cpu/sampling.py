@@ -10,6 +10,8 @@ from torch import Tensor
 from kernels.cpu.library import library
 from kernels.cpu.linear import pointer
 
+TOKENS_A_THREAD = 8192
+
 
 class _Drawing(ctypes.Structure):
     _fields_ = [
@@ -34,7 +36,9 @@ def draw_tokens(
     token, confidence = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
     columns = (logits.contiguous(), temperature.float(), top_k, top_p.float(), min_p.float(), seeds, numbers)
     drawing = _Drawing(*map(pointer, (*columns, token, confidence)), rows, vocabulary, purpose)
-    loaded.stride_draw_tokens(ctypes.byref(drawing), ctypes.c_int(threads))
+    # A thread has to be worth waking: some microseconds, in which it draws from about so many tokens.
+    worth = 1 + rows * vocabulary // TOKENS_A_THREAD
+    loaded.stride_draw_tokens(ctypes.byref(drawing), ctypes.c_int(min(threads, rows, worth)))
     return token, confidence
 
 

@@ -81,7 +81,7 @@ class Generation:
                 index, event = item
                 text, tokens = self._take(index, event)
                 if text or tokens:
-                    yield sse.event({"index": index, "text": text, "token_ids": tokens}, "token")
+                    yield sse.event({"index": index, "text": text, "token_ids": tokens, **_guesses(event)}, "token")
                 if isinstance(event, Revision):
                     yield sse.event({"index": index, **self._canvas(event)}, "revision")
                 elif isinstance(event, Preview):
@@ -110,6 +110,13 @@ class Generation:
             "token_ids": [token for _, token in known],
             "text": text[: -len(MASK)],
         }
+
+
+def _guesses(event: object) -> dict[str, int]:
+    """Of a forward that verified guesses: how many, and how many of its tokens they gave."""
+    if not isinstance(event, Tokens) or event.drafted is None:
+        return {}
+    return {"drafted": event.drafted, "accepted": event.accepted}
 
 
 @router.post("/v1/generate", summary="Run any model with any procedure", responses=sse.DESCRIBED)

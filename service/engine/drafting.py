@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 PROBE_FORWARDS = 32
 MEMORY = 0.95
+TRIAL_FORWARDS = 8
+LONG_STRETCH = 192
+TRIAL_MEMORY = 0.98
 
 
 @dataclass(slots=True)
@@ -38,12 +41,53 @@ class Acceptance:
         return [first * rate**depth for depth in range(count)]
 
 
+Situation = tuple[int, tuple[str, ...]]
+"""How many rows move, as a power of two, and who guesses."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """Whether guessing pays, by what forwards gave that guessed and forwards that did not; each counts for less the longer
+    ago it was. `allot` trusts a line of costs, which knows nothing of what the drafter itself takes.
+
+    Short stretches of both are compared, then a long one of the better follows, and so on. The first forward of a stretch
+    does not count: it verifies what the stretch before it guessed, or nothing.
+    """
+
+    guessing: bool = True
+    _left: int = TRIAL_FORWARDS + 1
+    _long: bool = False
+    _tokens: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    _seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    _first: bool = True
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """A forward that did as `guessing` says gave so many tokens of output."""
+        if not self._first:
+            for sums, value in ((self._tokens, tokens), (self._seconds, seconds)):
+                sums[self.guessing] = TRIAL_MEMORY * sums[self.guessing] + value
+        self._first = False
+        self._left -= 1
+        if self._left == 0:
+            self._next_stretch()
+
+    def _next_stretch(self) -> None:
+        before, self._long = self.guessing, not self._long and min(self._seconds) > 0.0
+        if self._long:
+            plain, guessed = (self._tokens[way] / self._seconds[way] for way in (False, True))
+            self.guessing = guessed > plain
+        else:
+            self.guessing = not self.guessing
+        self._left = LONG_STRETCH if self._long else TRIAL_FORWARDS + 1
+        self._first = self.guessing != before
+
+
 def allot(line: tuple[float, float] | None, size: int, tokens: int, room: int, gains: Sequence[Sequence[float]]) -> list[int]:
     """How many of its guesses each request gets verified.
 
     line: seconds of a forward, (fixed, slope a token); None where they are not known, which is found out by trying. size,
     tokens: of the forward without guesses: what it computes and what it adds to outputs. room: most guesses of all.
-    gains: expected tokens of every request's guesses, falling.
+    gains: expected tokens of every request's guesses, falling; infinite for those that are verified at any cost.
     """
     fixed, slope = line or (0.0, 0.0)
     counts = [0] * len(gains)
@@ -54,7 +98,7 @@ def allot(line: tuple[float, float] | None, size: int, tokens: int, room: int, g
         gain, i = -best[0][0], best[0][1]
         if gain * seconds <= slope * expected and slope > 0.0:
             break
-        expected, seconds, room = expected + gain, seconds + slope, room - 1
+        expected, seconds, room = expected + min(gain, 1.0), seconds + slope, room - 1
         counts[i] += 1
         if counts[i] < len(gains[i]):
             heapq.heapreplace(best, (-gains[i][counts[i]], i))

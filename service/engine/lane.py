@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from service.engine.cost import ForwardCost
-from service.engine.drafting import allot
+from service.engine.drafting import Situation, Trial, allot
 from service.engine.request import AnyRequest, TextRequest
 from service.procedures.types import LatentRow, TokenRow
 from service.workers.block_pool import BlockPool
@@ -55,6 +55,13 @@ class Lane:
     preemptions: int = 0
     cached_tokens: int = 0
     passed_over: AnyRequest | None = None
+    _trials: dict[Situation, Trial] = field(default_factory=dict)
+    _tried: Trial | None = None
+
+    @property
+    def _short(self) -> int:
+        """Query tokens of a move that goes before prefill."""
+        return self.limits.tokens // 8
 
     def queue(self, request: AnyRequest) -> None:
         """Behind all that rank before it."""
@@ -80,6 +87,11 @@ class Lane:
         """What a request's forward computed is sound, and may be shared."""
         if self.prefix_cache and isinstance(request, TextRequest):
             request.publish(self.pool)
+
+    def learn(self, items: Sequence[Item], tokens: int, seconds: float) -> None:
+        """A forward of these moves gave so many tokens of output: whether guessing paid. Prefill would blur that."""
+        if self._tried is not None and all(item.whole and _needed(item.request, item.rows) <= self._short for item in items):
+            self._tried.observe(tokens, seconds)
 
     def remove(self, request: AnyRequest, failed: bool) -> None:
         """Take a request's memory back; what a failed one computed is not shared any more."""
@@ -142,8 +154,8 @@ class Lane:
 
     def _filled(self, proposed: list[Proposed], room: int) -> list[Item]:
         """Short moves first, in the order given, then prefill in what room is left."""
-        short = [(r, rows) for r, rows in proposed if _needed(r, rows) <= self.limits.tokens // 8]
-        long = [(r, rows) for r, rows in proposed if _needed(r, rows) > self.limits.tokens // 8]
+        short = [(r, rows) for r, rows in proposed if _needed(r, rows) <= self._short]
+        long = [(r, rows) for r, rows in proposed if _needed(r, rows) > self._short]
         reserve = room // 4 if long else 0
         items: list[Item] = []
         for request, rows in short:
@@ -165,15 +177,18 @@ class Lane:
 
     def _with_guesses(self, proposed: list[Proposed], room: int) -> list[Proposed]:
         """The moves with as many of their guesses as pay; whoever has much to compute first verifies none."""
-        short = [(r, rows) for r, rows in proposed if _needed(r, rows) <= self.limits.tokens // 8]
+        short = [(r, rows) for r, rows in proposed if _needed(r, rows) <= self._short]
         short = short[: self.limits.rows]
         drafting = [(r, rows) for r, rows in short if isinstance(r, TextRequest) and r.drafter]
+        situation = _situation(len(short), [r for r, _ in drafting if r.adaptive])
+        self._tried = self._trials.setdefault(situation, Trial()) if situation[1] else None
+        pays = self._tried is None or self._tried.guessing
         size = sum(_needed(r, rows) for r, rows in short)
         tokens = sum(1 for _, rows in short if isinstance(rows[-1], TokenRow) and rows[-1].wanted)
         line, left = self.cost.line(), max(0, room - size)
-        gains = [r.acceptance.gains(_drafts(rows)) for r, rows in drafting]
+        gains = [r.gains(_drafts(rows), pays) for r, rows in drafting]
         counts = dict(zip((r.id for r, _ in drafting), allot(line, size, tokens, left, gains), strict=True))
-        wishes = [r.wishes() for r, _ in drafting]
+        wishes = [r.wishes(pays) for r, _ in drafting]
         size -= sum(_asks(rows) for _, rows in drafting)
         for (request, _), wish in zip(drafting, allot(line, size, tokens, left, wishes), strict=True):
             request.drafting = wish
@@ -207,6 +222,10 @@ class Lane:
 
 
 Proposed = tuple[AnyRequest, list[TokenRow] | list[LatentRow]]
+
+
+def _situation(rows: int, drafting: Sequence[TextRequest]) -> Situation:
+    return rows.bit_length(), tuple(sorted({request.drafter for request in drafting}))
 
 
 def _drafts(rows: list[TokenRow] | list[LatentRow]) -> int:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.engine.base_request import deadline_failure
 from service.engine.grammar import Compiling, Following, GrammarError
@@ -106,11 +106,11 @@ class Engine:
         self.scheduler.ran(batch, ran - chosen)
         self._busy_seconds += ran - chosen
         texts = [item.request for item in batch.items if isinstance(item.request, TextRequest)]
-        prompt, drafted, accepted = (-count for count in _counts(texts))
+        before = _counts(texts)
         for item, outcome in zip(batch.items, outcomes, strict=True):
             events += self._fold(item, outcome, ran)
-        after = _counts(texts)
-        counts = prompt + after[0], drafted + after[1], accepted + after[2]
+        counts = _Counts(*(now - then for now, then in zip(_counts(texts), before, strict=True)))
+        self.scheduler.learn(batch, counts.generated, ran - chosen)
         return [*events, _report(batch, counts, ran - chosen, chosen - began + self._clock() - ran)]
 
     def _expire(self, now: float) -> list[FromEngine]:
@@ -206,7 +206,8 @@ def _move(item: Item) -> TokenMove | LatentMove:
         drafting = request.ahead()
         behind = request.state.tokens[rows[-1].stop : rows[-1].stop + 1]
         return TokenMove(
-            tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter, behind[0] if behind else None
+            tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter, behind[0] if behind else None,
+            request.deferred,
         )  # fmt: skip
     assert isinstance(request, ImageRequest)
     row = item.rows[0]
@@ -218,12 +219,21 @@ def _move(item: Item) -> TokenMove | LatentMove:
     )  # fmt: skip
 
 
-def _counts(requests: Sequence[TextRequest]) -> tuple[int, int, int]:
-    """Tokens of prompts computed for the first time, of guesses verified, and of those that were right."""
-    return sum(r.prefilled for r in requests), sum(r.drafted for r in requests), sum(r.accepted for r in requests)
+class _Counts(NamedTuple):
+    """Tokens of prompts computed for the first time, of guesses verified, of those that were right, and of output."""
+
+    prompt: int
+    drafted: int
+    accepted: int
+    generated: int
 
 
-def _report(batch: Batch, counts: tuple[int, int, int], forward_seconds: float, scheduler_seconds: float) -> Tick:
+def _counts(requests: Sequence[TextRequest]) -> _Counts:
+    columns = ((r.prefilled, r.drafted, r.accepted, r.state.generated) for r in requests)
+    return _Counts(*map(sum, zip(*columns, strict=True))) if requests else _Counts(0, 0, 0, 0)
+
+
+def _report(batch: Batch, counts: _Counts, forward_seconds: float, scheduler_seconds: float) -> Tick:
     rows = [row for item in batch.items for row in item.rows]
     axes = Counter(row.axis if isinstance(row, TokenRow) else Axis.REFINE for row in rows)
     tokens = [row for row in rows if isinstance(row, TokenRow)]
@@ -233,9 +243,9 @@ def _report(batch: Batch, counts: tuple[int, int, int], forward_seconds: float, 
         refine_moves=axes[Axis.REFINE],
         rows=len(rows),
         tokens=batch.size if tokens else 0,
-        prompt_tokens=counts[0],
-        drafted_tokens=counts[1],
-        accepted_tokens=counts[2],
+        prompt_tokens=counts.prompt,
+        drafted_tokens=counts.drafted,
+        accepted_tokens=counts.accepted,
         cached_tokens=batch.cached_tokens,
         revised_tokens=sum(len(row.wanted) for row in tokens if row.axis is Axis.REFINE),
         refine_steps=sum(1 for row in rows if isinstance(row, LatentRow) or row.axis is Axis.REFINE),

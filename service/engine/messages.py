@@ -156,11 +156,14 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
-    """Tokens that will not change any more. `logprobs` has one entry a token when the work asks for them."""
+    """Tokens that will not change any more. `logprobs` has one entry a token when the work asks for them. Where tokens are
+    guessed, `drafted` guesses were verified in the forward that gave these, and so many of the first tokens `accepted`."""
 
     id: str
     token_ids: list[int]
     logprobs: list[Logprob] = []
+    drafted: int | None = None
+    accepted: int = 0
 
 
 class Revision(msgspec.Struct, frozen=True, tag="revision"):

@@ -33,7 +33,7 @@ from service.procedures.registry import PROCEDURES
 from service.procedures.speculative import KEEPING, SpeculativeParameters
 from service.procedures.types import LatentRow, TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
-from service.workers.types import Draws, Picture, TokenRead
+from service.workers.types import Deferred, Draws, Picture, TokenRead
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +58,8 @@ class TextRequest(Request):
     drafting: int = 0
     drafted: int = 0
     accepted: int = 0
+    adaptive: bool = True
+    deferred: Deferred = field(default_factory=Deferred)
     acceptance: Acceptance = field(default_factory=Acceptance)
 
     @classmethod
@@ -82,6 +84,7 @@ class TextRequest(Request):
         )  # fmt: skip
         if isinstance(parameters, SpeculativeParameters):
             request.drafter, request.draft_tokens = parameters.drafter, parameters.draft_tokens or 0
+            request.adaptive = parameters.adaptive
             request.table.root = parameters.drafter.encode() if parameters.drafter in KEEPING else b""
         return request
 
@@ -92,9 +95,16 @@ class TextRequest(Request):
             rows[-1] = last.with_drafts(self.drawing.worth(self.state, last.draft().tokens))
         return rows
 
-    def wishes(self) -> list[float]:
-        """What each guess of the next move gains, in tokens of output a token computed: by masks one costs several."""
-        gains = self.acceptance.gains(self.draft_tokens)
+    def gains(self, count: int, pays: bool) -> list[float]:
+        """What each of so many guesses gains, in tokens of output. `pays`: whether guessing does, of late; whoever wants its
+        guesses whatever they cost is given all of them."""
+        if not self.adaptive:
+            return [float("inf")] * count
+        return self.acceptance.gains(count) if pays else []
+
+    def wishes(self, pays: bool) -> list[float]:
+        """The same of the next move's, a token computed: by masks one costs several."""
+        gains = self.gains(self.draft_tokens, pays)
         cost = (self.procedure.scratch(self.draft_tokens + 1) / self.draft_tokens) if self.drafter == "mask" else 1.0
         return [gain / cost for gain in gains]
 
@@ -144,6 +154,7 @@ class TextRequest(Request):
         self.table.release(pool)
         self.state.cached = 0
         self.state.draft = None
+        self.deferred = Deferred()
 
     def _reach(self) -> int:
         """Tokens of the prompt that are in the cache for the first time."""
@@ -165,9 +176,11 @@ class TextRequest(Request):
         state = self.state
         before = len(state.tokens)
         self.forwards += 1
+        taken = 0
         if whole:
             self.procedure.fold(state, read.readings)
-            self._account(rows[-1].drafts, len(state.tokens) - before - 1)
+            taken = len(state.tokens) - before - 1
+            self._account(rows[-1].drafts, taken)
         if read.draft is not None:
             state.draft = read.draft
         for row in rows:
@@ -201,7 +214,8 @@ class TextRequest(Request):
         if fresh:
             self.first_output = self.first_output or now
             told = [Logprob(r.logprob, list(r.top)) for r in read.readings[: len(fresh)] if r.logprob is not None]
-            events.append(Tokens(self.id, fresh, told))
+            drafted = rows[-1].drafts if self.drafter else None
+            events.append(Tokens(self.id, fresh, told, drafted, min(len(fresh), taken)))
         if self.finished is not None:
             events.append(self.end(self.finished, now))
         return events

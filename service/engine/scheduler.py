@@ -90,6 +90,10 @@ class Scheduler:
         lane.device_seconds += seconds
         lane.cost.observe(batch.size, seconds)
 
+    def learn(self, batch: Batch, tokens: int, seconds: float) -> None:
+        """A batch gave so many tokens of output."""
+        self.lanes[batch.model].learn(batch.items, tokens, seconds)
+
     def check_books(self) -> None:
         """Every request is in one line of its lane, and every block in one place. Raises AssertionError."""
         listed: list[AnyRequest] = []

@@ -40,6 +40,9 @@ class SpeculativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=T
         int,
         Meta(ge=1, le=32, description="most guesses a forward, fewer where they would not pay; by default 8, by masks 3"),
     ] | None = None
+    adaptive: Annotated[
+        bool, Meta(description="false: as many guesses as there are, also where they cost more than they save")
+    ] = True
     ngram_min: (
         Annotated[int, Meta(ge=1, le=8, description="fewest tokens alike, by the drafter ngram; 2 by default")] | None
     ) = None

@@ -20,17 +20,20 @@ from service.procedures.types import Axis, TokenRow
 from service.workers.forward import Forward
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
-from service.workers.types import Draws, TokenMove
+from service.workers.types import Deferred, Draws, TokenMove
 
 Draw = Callable[[Sequence[Draws], Tensor, Sequence[int]], Tensor]
 """From how rows are drawn, their logits [R, vocabulary] and the positions of the tokens to tokens int64 [R]."""
+
+MOST_DEFERRED = 32
+"""Positions that are put off: the price is that so many of a text's last ones may be missing where it is shared later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """A request behind a forward. `tokens` are committed and stand at `start`, start + 1, ...; the first went through the
     forward, whose states of them have the indices `states`, and one more may have come of it. `count` guesses of what
-    comes behind them are wanted."""
+    comes behind them are wanted. `deferred` is what was put off before."""
 
     blocks: list[int]
     draws: Draws
@@ -38,6 +41,7 @@ class Continuation:
     tokens: tuple[int, ...]
     states: tuple[int, ...]
     count: int
+    deferred: Deferred
 
 
 class Drafter(Protocol):
@@ -86,6 +90,7 @@ class CachedDrafter:
 
     A position of the smaller model is computed when its token is known, one of the module when the token behind it is.
     What others share of a block may have been computed with another token behind its last one: less is then guessed right.
+    While nothing is guessed for a request, its positions are put off, and computed many at a time.
     """
 
     def __init__(
@@ -105,16 +110,24 @@ class CachedDrafter:
         ahead = 1 if self._module is not None else 0
         going: list[int] = []
         moves: list[TokenMove] = []
-        features: list[int] = []
+        features: list[Tensor] = []
         for i, one in enumerate(continuations):
             tokens = one.tokens[ahead:]
             fitting = tokens[: max(0, self._room(one) - one.start)]
-            if fitting:
-                wanted = one.count > 0 and len(fitting) == len(tokens)
-                going.append(i)
-                moves.append(_move(one, fitting, one.start, wanted))
-                features.extend(one.states[: len(fitting)])
-        last = None if states is None else states[features]
+            if not fitting:
+                continue
+            wanted = one.count > 0 and len(fitting) == len(tokens)
+            own = [] if self._module is None or states is None else [states[list(one.states[: len(fitting)])]]
+            start, fitting, own = _with_deferred(one, fitting, own)
+            if one.count == 0 and len(fitting) <= MOST_DEFERRED:
+                put_off = fitting if ahead else fitting[:-1]  # a smaller model meets its last token again
+                one.deferred.start, one.deferred.tokens, one.deferred.features = start, put_off, own
+                continue
+            one.deferred.tokens, one.deferred.features = (), []
+            going.append(i)
+            moves.append(_move(one, fitting, start, wanted))
+            features += own
+        last = torch.cat(features) if features else None
         while moves:
             packed = PackedRows.of(moves, self._cache.pool.block_size)
             output = self._forward(packed, self._inputs(packed.tokens, last), states=self._module is not None)
@@ -168,6 +181,17 @@ class CachedDrafter:
             if not bool(finite[at : at + size].all()):
                 self._cache.clear([block for block in move.blocks if pool.holders(block) == 1])
             at += size
+
+
+def _with_deferred(
+    one: Continuation, tokens: tuple[int, ...], features: list[Tensor]
+) -> tuple[int, tuple[int, ...], list[Tensor]]:
+    """Where to begin, the tokens from there on, and their features, with what was put off; that is lost where others have
+    computed positions in between."""
+    put_off = one.deferred
+    if put_off.tokens and put_off.start + len(put_off.tokens) == one.start:
+        return put_off.start, put_off.tokens + tokens, put_off.features + features
+    return one.start, tokens, features
 
 
 def _move(one: Continuation, tokens: tuple[int, ...], start: int, wanted: bool) -> TokenMove:

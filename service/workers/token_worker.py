@@ -241,4 +241,4 @@ def _continuation(move: TokenMove, read: TokenRead, at: int) -> Continuation:
         count, draws = move.drafting, move.every_draw()[last]
     elif move.following is not None:
         tokens += (move.following,)
-    return Continuation(move.blocks, draws, row.start, tokens, tuple(states), count)
+    return Continuation(move.blocks, draws, row.start, tokens, tuple(states), count, move.deferred)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from service.procedures.types import Draft, LatentRow, Reading, TokenRow
 from service.workers.occurrences import Occurrences, Seen
 
@@ -42,13 +44,24 @@ class Draws:
     logprobs: int | None = None
 
 
+@dataclass(slots=True)
+class Deferred:
+    """What a drafter has yet to compute of a request for which it guesses nothing at present: `tokens` from position `start`
+    on, and the `features` [n, d] that belong to them, in pieces. The request keeps it, and the drafter alone looks inside."""
+
+    start: int = 0
+    tokens: tuple[int, ...] = ()
+    features: list[Tensor] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenMove:
     """The rows of one request in a forward, with its block table.
 
     `draws` says how the wanted positions of the last row are drawn, or only the first of them where `later` has one for
     each of the others. `drafting` asks `drafter` for that many guesses of what comes behind the token that this move adds
-    to the committed ones; `following` is the token behind the rows where that is known already, as in a prompt.
+    to the committed ones; `following` is the token behind the rows where that is known already, as in a prompt; `deferred` is
+    what the drafter has put off.
     """
 
     rows: tuple[TokenRow, ...]
@@ -58,6 +71,7 @@ class TokenMove:
     drafting: int = 0
     drafter: str = ""
     following: int | None = None
+    deferred: Deferred = field(default_factory=Deferred)
 
     def every_draw(self) -> list[Draws]:
         """One a wanted position of the last row."""

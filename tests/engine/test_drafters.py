@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from service.engine.assembly import build_engine
-from service.engine.cost import ForwardCost
 from service.engine.loop import Engine
 from service.engine.messages import Sampling, Submit, TextWork
 from service.engine.validation import InvalidField, procedure_parameters
@@ -19,12 +18,6 @@ from tests.heads import write_eagle, write_medusa, write_mtp
 
 KINDS = {"mtp": "heads", "eagle": "heads", "medusa": "heads", "draft_model": "draft_model", "itself": "draft_model"}
 SHARED = [(7 * i) % 250 for i in range(70)]
-
-
-@pytest.fixture(autouse=True)
-def free_verification(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is drafted must not hang on how fast this machine is just now."""
-    monkeypatch.setattr(ForwardCost, "line", lambda self: (1.0, 0.0))
 
 
 def engine_with(folder: Path, kind: str, options: str = "", **settings: Any) -> Engine:
@@ -54,7 +47,7 @@ def submits() -> list[Submit]:
 
 
 def drafted(submit: Submit, kind: str) -> Submit:
-    parameters = {"drafter": KINDS[kind], "draft_tokens": 4}
+    parameters = {"drafter": KINDS[kind], "draft_tokens": 4, "adaptive": False}
     return Submit(submit.id, submit.model, "speculative", parameters, submit.seed, submit.work, submit.arrived)
 
 
@@ -86,7 +79,7 @@ def test_who_is_set_back_in_the_middle_of_a_draft_writes_the_same(kind: str, tmp
 
 def test_a_model_that_drafts_for_itself_is_right_in_every_forward(tmp_path: Path) -> None:
     work = TextWork(list(SHARED), 41, Sampling(temperature=1.0), ignore_eos=True)
-    submit = Submit("x", "text", "speculative", {"drafter": "draft_model", "draft_tokens": 4}, 3, work, 0.0)
+    submit = Submit("x", "text", "speculative", {"drafter": "draft_model", "draft_tokens": 4, "adaptive": False}, 3, work, 0.0)
     usage = finish_all(engine_with(tmp_path, "itself"), [submit]).done["x"].usage
     assert usage.accepted_tokens == usage.drafted_tokens and (usage.tokens_per_forward or 0) > 3.5
 
@@ -115,7 +108,7 @@ def test_shakespeare_drafts_with_its_own_module_for_more_than_two_tokens_a_forwa
     prompts = (b"ROMEO:\nWhat ", b"KING HENRY:\n", b"The ")
     works = [TextWork(list(prompt), 96, Sampling(temperature=temperature)) for prompt in prompts]
     plain = [Submit(f"{i}", "shakespeare", "autoregressive", {}, i, work, 0.0) for i, work in enumerate(works)]
-    parameters = {"drafter": "heads", "draft_tokens": 6}
+    parameters = {"drafter": "heads", "draft_tokens": 6, "adaptive": False}
     asked = [Submit(s.id, s.model, "speculative", parameters, s.seed, s.work, 0.0) for s in plain]
     outputs = finish_all(engine, asked)
     assert outputs.tokens == finish_all(engine, plain).tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.engine.cost import ForwardCost
-from service.engine.drafting import PROBE_FORWARDS, Acceptance, allot
+from service.engine.drafting import PROBE_FORWARDS, Acceptance, Trial, allot
 
 GOOD = [0.8**depth for depth in range(1, 9)]
 BAD = [0.05**depth for depth in range(1, 9)]
@@ -66,3 +66,31 @@ def test_the_line_of_a_forwards_cost_is_found() -> None:
     cost.observe(5, 1.5)
     fixed, slope = cost.line() or (0.0, 0.0)
     assert abs(fixed - 1.0) < 1e-6 and abs(slope - 0.1) < 1e-6
+
+
+def _stretches(trial: Trial, plain: float, guessed: float, forwards: int) -> list[bool]:
+    """What was done in each forward; seconds a token are those given."""
+    ways = []
+    for _ in range(forwards):
+        ways.append(trial.guessing)
+        trial.observe(2 if trial.guessing else 1, 2 * guessed if trial.guessing else plain)
+    return ways
+
+
+def test_guessing_goes_on_where_it_has_paid_and_the_other_way_is_tried_now_and_then() -> None:
+    for plain, guessed, paying in ((1.0, 0.6, True), (1.0, 1.4, False)):
+        ways = _stretches(Trial(), plain, guessed, 2000)
+        assert ways.count(paying) > 1800 and ways.count(not paying) > 60
+
+
+def test_what_pays_is_learnt_anew_when_it_changes() -> None:
+    trial = Trial()
+    assert _stretches(trial, 1.0, 0.6, 1000)[-1]
+    changed = _stretches(trial, 1.0, 1.4, 1500)
+    assert changed[-400:].count(False) > 300
+
+
+def test_whoever_wants_its_guesses_at_any_cost_takes_none_from_others() -> None:
+    wanted = [float("inf")] * 4
+    assert allot((0.0, 1.0), 2, 2, 100, [wanted, GOOD]) == [4, 0]
+    assert allot((1.0, 0.0), 2, 2, 100, [wanted, GOOD]) == [4, 8]

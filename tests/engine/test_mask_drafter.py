@@ -12,10 +12,7 @@ from service.procedures.speculative import SpeculativeParameters
 from tests.engine.driving import engine_on, finish_all, image_request, text_request
 from tests.engine.test_speculative import SAMPLING, WORK, pairs, replace_procedure
 
-
-@pytest.fixture(autouse=True)
-def free_verification(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ForwardCost, "line", lambda self: (1.0, 0.0))
+MASK = {"drafter": "mask", "adaptive": False}
 
 
 @pytest.mark.parametrize("case", [*SAMPLING, *WORK])
@@ -23,7 +20,7 @@ def test_the_same_text_comes_with_masks(case: str, tmp_path: Path) -> None:
     submits = pairs(5, **({"sampling": SAMPLING[case]} if case in SAMPLING else WORK[case]))
     plain = finish_all(engine_on(tmp_path), submits)
     for count in (1, 3, 6):
-        masked = [replace_procedure(s, "speculative", {"drafter": "mask", "draft_tokens": count}) for s in submits]
+        masked = [replace_procedure(s, "speculative", MASK | {"draft_tokens": count}) for s in submits]
         drafted = finish_all(engine_on(tmp_path), masked)
         assert not drafted.failed and drafted.tokens == plain.tokens
         if case in SAMPLING:
@@ -33,7 +30,7 @@ def test_the_same_text_comes_with_masks(case: str, tmp_path: Path) -> None:
 def test_in_mixed_batches_and_set_back_too(tmp_path: Path) -> None:
     submits = pairs(40, sampling=SAMPLING["filtered"], max_tokens=200, prompt_length=60)
     plain = finish_all(engine_on(tmp_path), submits)
-    masked = [replace_procedure(s, "speculative", {"drafter": "mask"}) if i % 3 else s for i, s in enumerate(submits)]
+    masked = [replace_procedure(s, "speculative", MASK) if i % 3 else s for i, s in enumerate(submits)]
     long = [text_request(f"long{i}", 50 + i, prompt_length=200) for i in range(2)]
     engine = engine_on(tmp_path, token_budget=256)
     together = finish_all(engine, [*masked, *long, image_request("image", 1)])

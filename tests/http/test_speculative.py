@@ -61,3 +61,24 @@ def test_parameters_are_listed_and_wrong_ones_are_refused_by_name(server: Server
         body = TEXT | {"procedure": {"name": "speculative", **wrong}, "stream": False}
         answer = httpx.post(server.url + "/v1/generate", json=body)
         assert answer.status_code == 400 and answer.json()["error"]["param"] == field, answer.text
+
+
+def test_token_events_say_how_many_guesses_their_forward_verified(server: Server) -> None:
+    procedure = {"name": "speculative", "drafter": "heads", "draft_tokens": 4, "adaptive": False}
+    body = TEXT | {"ignore_eos": True, "stream": True, "procedure": procedure}
+    events: list[tuple[str, dict[str, object]]] = []
+    with httpx.stream("POST", server.url + "/v1/generate", json=body, timeout=60) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("event:"):
+                events.append((line.removeprefix("event:").strip(), {}))
+            elif line.startswith("data:"):
+                events[-1] = (events[-1][0], json.loads(line.removeprefix("data:")))
+    usage = next(data["usage"] for name, data in events if name == "done")
+    forwards = [data for name, data in events if name == "token"]
+    assert isinstance(usage, dict) and usage["tokens_per_forward"] > 2.0 and len(forwards) == usage["forwards"]
+    assert sum(int(str(f["drafted"])) for f in forwards) == usage["drafted_tokens"]
+    assert sum(int(str(f["accepted"])) for f in forwards) == usage["accepted_tokens"]
+    assert all(len(f["token_ids"]) == int(str(f["accepted"])) + 1 for f in forwards)  # type: ignore[arg-type]
+    plain = httpx.post(server.url + "/v1/generate", json=TEXT | {"ignore_eos": True}, timeout=60).json()
+    assert plain["outputs"][0]["token_ids"] == [token for f in forwards for token in f["token_ids"]]  # type: ignore[attr-defined]
+    assert "drafted" not in json.dumps(plain["outputs"])

@@ -11,7 +11,6 @@ from tokenizers.models import WordLevel
 
 from kernels.cpu import library
 from service.engine.assembly import build_engine
-from service.engine.cost import ForwardCost
 from service.engine.messages import Sampling, Submit, TextWork
 from service.settings import Settings
 from service.workers import fastest_forward
@@ -22,8 +21,8 @@ from tests.families import VARIANTS, VOCABULARY, write_variant
 pytest.importorskip("transformers")
 
 DRAFTERS: dict[str, dict[str, Any]] = {
-    "ngram": {"drafter": "ngram", "ngram_min": 1, "draft_tokens": 5},
-    "draft_model": {"drafter": "draft_model", "draft_tokens": 3},
+    "ngram": {"drafter": "ngram", "ngram_min": 1, "draft_tokens": 5, "adaptive": False},
+    "draft_model": {"drafter": "draft_model", "draft_tokens": 3, "adaptive": False},
 }
 PROMPTS = [[5, 6, 7, 8] * 6, [9, 10, 9, 10, 11] * 3, list(range(20, 60))]
 
@@ -42,7 +41,6 @@ def test_greedy_and_sampled_texts_are_those_of_plain_decoding(
         monkeypatch.setattr(fastest_forward, "kernel_decoder", lambda network, store, shared: None)
     elif library() is None:
         pytest.skip("the CPU kernels need AVX-512 with bfloat16, and g++")
-    monkeypatch.setattr(ForwardCost, "line", lambda self: (1.0, 0.0))
     place = folder / name
     if not place.exists():
         write_variant(place, VARIANTS[name])
