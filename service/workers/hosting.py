@@ -69,7 +69,14 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
     model = load_model(spec, device, kv_memory)
     if isinstance(model, ImageModel):
         slots = BlockPool(hosting.latents)
+        dtype = next(model.network.parameters()).dtype
         latents = LatentWorker(model.network, slots, device, threads, hosting.batch_invariant)
+        size = model.network.config.image_size
+        log.info(
+            "%s: %s, %d parameters, %s, run by %s, pictures of %dx%d, %d at a time",
+            spec.name, model.spec.folder, model.parameters, str(dtype).removeprefix("torch."), latents.run_by, size, size,
+            hosting.latents,
+        )  # fmt: skip
         return ImageHost(model.spec.name, model.spec.folder, model.parameters, model.network.config, slots, latents)
     config = model.network.config
     block_bytes = sum(PagedCache.block_bytes(c, hosting.kv_block, dtype) for c, dtype in _caches(model))
@@ -138,5 +145,11 @@ def _undrawable(model: TextModel) -> list[int]:
         known = set(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values())
     except Exception as error:  # the library raises nothing more specific
         raise ModelError(f"{model.spec.name}: {path}: {error}") from error
+    beyond = sorted(token for token in known if token >= config.vocab_size)
+    if beyond:
+        log.warning(
+            "%s: tokenizer.json has %d ids, from %d on, beyond the model's vocabulary of %d: prompts that hold them are refused",
+            model.spec.name, len(beyond), beyond[0], config.vocab_size,
+        )  # fmt: skip
     mask = set[int]() if config.mask_token_id is None else {config.mask_token_id}
     return sorted(set(range(config.vocab_size)) - known | mask)

@@ -33,6 +33,7 @@ class LatentWorker:
         self._row_operations = 2.0 * parameters * (config.patches + config.max_text_tokens)
         self.network = network
         self._evaluator = flow_evaluator(network, threads.every, full=batch_invariant)
+        self.run_by = "the CPU kernel" if isinstance(self._evaluator, KernelFlow) else "torch"
         self.device = device
         self.pool = pool
         self.shape = (config.channels, config.image_size, config.image_size)

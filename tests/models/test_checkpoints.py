@@ -107,6 +107,25 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     assert "model.safetensors" in refused(folder) and "is the file complete?" in refused(folder)
 
 
+@pytest.mark.parametrize("options", ["", ",dtype=bfloat16", ",quantization=int8"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(folder: Path, number: float, options: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = number
+    save_file(tensors, folder / "model.safetensors")
+    assert "tensor model.layers.1.mlp.down_proj.weight holds numbers that are not finite" in refused(folder, options)
+
+
+def test_of_every_model_the_log_says_how_it_is_run(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_flow_transformer(tmp_path / "pictures")
+    with caplog.at_level("INFO"):
+        host(f"chat={folder}", HOSTING)
+        host(f"pictures={tmp_path / 'pictures'},dtype=float32", HOSTING)
+    said = [record.getMessage() for record in caplog.records if "run by" in record.getMessage()]
+    assert said[0].startswith(f"chat: {folder}, ") and "texts up to 256 tokens" in said[0]
+    assert said[1].startswith(f"pictures: {tmp_path / 'pictures'}, ") and "float32, run by torch, pictures of 8x8, 4" in said[1]
+
+
 def test_a_shard_that_is_not_there_or_outside_the_folder_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     index = folder / "model.safetensors.index.json"
