@@ -92,6 +92,10 @@ class Metrics:
                 self._counted[counter, model] = count
         self.busy.set(gauges.busy_ratio)
 
+    def missed(self, model: str) -> None:
+        """A deadline passed before the request could be queued."""
+        self.deadlines_missed.labels(model).inc()
+
     def engine(self, up: bool, restarts: int) -> None:
         """How the engine is, read when the metrics are."""
         self.engine_up.set(up)

@@ -1,9 +1,10 @@
-"""What every request passes first: an id, a limit on its body, the API key."""
+"""What every request passes first: an id and its time, a limit on its body, the API key."""
 
 from __future__ import annotations
 
 import hmac
 import secrets
+import time
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,7 +28,7 @@ class Border:
             return
         headers = dict(scope["headers"])
         own = f"req-{secrets.token_hex(12)}"
-        scope.setdefault("state", {})["id"] = own
+        scope.setdefault("state", {}).update(id=own, arrived=time.monotonic())
 
         async def named_send(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from typing import Any
 
+from fastapi import Request
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from service.api.errors import ApiError
+from service.api.running import unless_gone
 from service.api.sampling_schemas import ResponseFormat, SamplingFields, StructuredOutputs
+from service.api.service_state import Service
 from service.api.trials import Trials
 from service.engine.grammar import GrammarError
+from service.engine.messages import ModelCard
 from service.engine.validation import InvalidField
 
 GRAMMAR_BYTES = 128 << 10
@@ -45,8 +52,23 @@ def refuse_beside(body: SamplingFields, param: str) -> None:
             raise InvalidField(name, f"{name} contradicts {param}, which decides where the text ends")
 
 
-async def tried(trials: Trials, grammar: str, param: str) -> str:
-    """The grammar, once it has stood its trial. Raises InvalidField with the reason, EngineUnavailable."""
+async def tried(
+    service: Service, request: Request, card: ModelCard, asked: tuple[str, str], deadline_ms: float | None
+) -> str:  # fmt: skip
+    """The grammar that this field asks for, once it has stood its trial. Raises InvalidField with the reason, EngineUnavailable,
+    and ApiError when the client leaves or the request's deadline passes first."""
+    arrived: float = request.state.arrived
+    left = None if deadline_ms is None else arrived + deadline_ms / 1000 - time.monotonic()
+    try:
+        async with asyncio.timeout(left):
+            return await unless_gone(request, None, _tried(service.trials(card), *asked))
+    except TimeoutError:
+        service.metrics.missed(card.name)
+        message = f"the deadline passed after {time.monotonic() - arrived:.3f} s, while {asked[0]} was tried"
+        raise ApiError(504, message, "deadline_ms", "deadline_exceeded") from None
+
+
+async def _tried(trials: Trials, param: str, grammar: str) -> str:
     _fits(grammar, param)
     try:
         await trials.check(grammar)

@@ -133,7 +133,7 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
         check_negative(card, procedure, parameters)
     if body.preview_every:
         _check_previews(body, procedure, parameters)
-    job = Job(service, request.state.id, card, procedure, parameters)
+    job = Job(service, request, card, procedure, parameters)
     job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
     generation = Generation(service, job, body)
     if body.stream:
@@ -163,7 +163,7 @@ async def _text(service: Service, request: Request, card: ModelCard, body: Gener
     asked = constraints.asked(body)
     grammar = ""
     if asked is not None:
-        grammar = await unless_gone(request, None, constraints.tried(service.trials(card), asked[1], asked[0]))
+        grammar = await constraints.tried(service, request, card, asked, body.deadline_ms)
     tokens = await beside_the_loop(len(prompt), lambda: prompt_tokens(service, card, prompt, param))
     return text_work(card, body, tokens, body.max_tokens, "max_tokens", body.stream, grammar)
 

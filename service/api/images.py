@@ -43,7 +43,7 @@ async def generations(body: ImageBody, request: Request, service: ServiceDep) ->
         check_negative(card, procedure, parameters)
     every = _preview_every(procedure, parameters, body.partial_images)
     work = image_work(service, card, body.prompt, body.negative_prompt, body.size, every)
-    job = Job(service, request.state.id, card, procedure, parameters)
+    job = Job(service, request, card, procedure, parameters)
     job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
     if body.stream:
         return sse.stream(_events(job, body, f"{work.width}x{work.height}"))

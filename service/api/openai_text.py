@@ -112,7 +112,7 @@ async def _form(
         asked = (tooling.param, tooling.grammar)
     if asked is None:
         return "", ""
-    return asked[0], await unless_gone(request, None, constraints.tried(service.trials(card), asked[1], asked[0]))
+    return asked[0], await constraints.tried(service, request, card, asked, body.deadline_ms)
 
 
 async def _exchange(
@@ -127,7 +127,7 @@ async def _exchange(
     procedure, parameters = procedure_parameters(card, body.choice())
     check_next_token(procedure, works[0], _fields(body))
     bytes_of = await service.token_bytes(card) if body.likeliest() is not None else bytes
-    job = Job(service, request.state.id, card, procedure, parameters)
+    job = Job(service, request, card, procedure, parameters)
     candidates = body.candidates()
     seeds = output_seeds(body.seed, len(works), candidates)
     job.start([work for work in works for _ in range(candidates)], seeds, body.priority, body.deadline_ms)

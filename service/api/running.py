@@ -22,14 +22,15 @@ KEEP_ALIVE_SECONDS = 15.0
 class Job:
     """The outputs of one request. Output i is `<id>/<i>` in the engine."""
 
-    def __init__(self, service: Service, request_id: str, card: ModelCard, procedure: str, parameters: dict[str, Any]) -> None:
-        self.id = request_id
+    def __init__(self, service: Service, request: Request, card: ModelCard, procedure: str, parameters: dict[str, Any]) -> None:
+        self.id: str = request.state.id
         self.card = card
         self.procedure = procedure
         self.parameters = parameters
         self.seeds: list[int] = []
         self.prompts: list[list[int]] = []
         self._service = service
+        self._arrived: float = request.state.arrived
         self._open: set[str] = set()
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
@@ -39,13 +40,13 @@ class Job:
         self, works: Sequence[TextWork | ImageWork], seeds: list[int], priority: int, deadline_ms: float | None
     ) -> None:  # fmt: skip
         """Hand all outputs to the engine. Raises QueueFull or EngineUnavailable, and then none is there."""
-        now = time.monotonic()
-        deadline = None if deadline_ms is None else now + deadline_ms / 1000
+        deadline = None if deadline_ms is None else self._arrived + deadline_ms / 1000
         self.seeds = seeds
         self.prompts = [work.prompt for work in works if isinstance(work, TextWork)]
         submits = [
             Submit(
-                f"{self.id}/{i}", self.card.name, self.procedure, self.parameters, self.seeds[i], work, now, priority, deadline
+                f"{self.id}/{i}", self.card.name, self.procedure, self.parameters, self.seeds[i], work, self._arrived, priority,
+                deadline,
             )
             for i, work in enumerate(works)
         ]

@@ -149,3 +149,14 @@ def test_a_stopped_server_leaves_no_trial_behind(tmp_path: Path) -> None:
     (pid,) = trial_pids(server)
     server.stop()
     server.until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_deadline_passes_while_a_grammar_is_tried(guarded: Server) -> None:
+    before = guarded.metric("stride_deadlines_missed_total", model="shakespeare")
+    stuck = {"json": {"allOf": [*STUCK["json"]["allOf"], {"type": "string", "pattern": "late"}]}}
+    answer = ask(guarded, stuck, deadline_ms=200)
+    error = answer.json()["error"]
+    assert answer.status_code == 504 and (error["param"], error["code"]) == ("deadline_ms", "deadline_exceeded")
+    assert "while structured_outputs.json was tried" in error["message"]
+    assert guarded.metric("stride_deadlines_missed_total", model="shakespeare") == before + 1
+    assert ask(guarded, {"regex": "[ab]c"}, deadline_ms=60_000).status_code == 200
