@@ -41,7 +41,7 @@ def create_app(settings: Settings, give_up: Callable[[], None] = lambda: None) -
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client = EngineClient(settings, metrics.observe, give_up)
+        client = EngineClient(settings, metrics.observe, give_up, lambda cards: service.take_models(cards))
         service = app.state.service = Service(settings, client, metrics)
         await client.start()
         yield

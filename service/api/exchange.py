@@ -8,6 +8,7 @@ from typing import Any
 
 from service.api import sse
 from service.api.chat_schemas import ChatBody
+from service.api.echo import Echo
 from service.api.errors import ApiError
 from service.api.logprobs import TokenBytes, chat_logprobs, completion_logprobs
 from service.api.running import Job, total
@@ -15,7 +16,7 @@ from service.api.schemas import CompletionBody
 from service.api.text_output import TextOutput
 from service.api.tool_calls import CallBegins, Content, Piece, ToolCallParser
 from service.api.tool_formats import ToolFormat, call_id
-from service.engine.messages import Done, Tokens
+from service.engine.messages import Done, Scores, Tokens
 
 Json = dict[str, Any]
 
@@ -38,7 +39,7 @@ class Exchange:
 
     async def whole(self) -> Json:
         async for item in self.job.events():
-            if item is not None and isinstance(item[1], Tokens | Done):
+            if item is not None and isinstance(item[1], Tokens | Scores | Done):
                 text, _ = self.outputs[item[0]].feed(item[1])
                 self._watch(item[0], text)
         choices = [{"index": i, **self._choice(output)} for i, output in enumerate(self._best())]
@@ -55,7 +56,7 @@ class Exchange:
                     yield sse.KEEP_ALIVE
                     continue
                 index, event = item
-                for chunk in self._following(index, event) if isinstance(event, Tokens | Done) else ():
+                for chunk in self._following(index, event) if isinstance(event, Tokens | Scores | Done) else ():
                     yield chunk
             if options is not None and options.include_usage:
                 yield sse.event({**self._envelope(self._chunk_kind, []), "usage": self._usage()})
@@ -68,7 +69,7 @@ class Exchange:
     def _watch(self, index: int, text: str) -> None:
         """Looks at the text of an answer that is not streamed as it comes."""
 
-    def _following(self, index: int, event: Tokens | Done) -> list[str]:
+    def _following(self, index: int, event: Tokens | Scores | Done) -> list[str]:
         """The chunks that an event of the engine gives."""
         raise NotImplementedError
 
@@ -129,21 +130,37 @@ class Exchange:
 
 
 class CompletionExchange(Exchange):
-    """`prefixes` are the prompts, as text, where they are echoed; one a prompt."""
+    """`echoes` are the prompts, empty where they are not echoed; one a prompt."""
 
     kind = "text_completion"
 
-    def __init__(self, *common: Any, prefixes: list[str]) -> None:
+    def __init__(self, *common: Any, echoes: list[Echo]) -> None:
         super().__init__(*common)
         assert isinstance(self._asked, CompletionBody)
         self._body = self._asked
-        self._prefixes = [prefix for prefix in prefixes for _ in range(self._body.candidates())]
+        self._echoes = [echo for echo in echoes for _ in range(self._body.candidates())]
 
     def _first(self, index: int) -> list[str]:
-        return [self._event(index, None, {"text": prefix})] if (prefix := self._prefixes[index]) else []
+        echo = self._echoes[index]
+        if echo.token_ids:
+            return [self._scored(index, 0)]
+        return [self._event(index, None, {"text": echo.text})] if echo.text else []
 
-    def _following(self, index: int, event: Tokens | Done) -> list[str]:
+    def _scored(self, index: int, start: int) -> str:
+        """The chunk of what is known of the prompt's tokens from `start` on; behind them, of the one that ended the output."""
+        echo, output = self._echoes[index], self.outputs[index]
+        told, text = echo.ending(output), ""
+        if start < len(echo.token_ids):
+            told = echo.told(output, start)
+            text = echo.between(start, start + len(told.token_ids))
+        return self._event(index, None, {"text": text, "logprobs": completion_logprobs(told, self._bytes_of)})
+
+    def _following(self, index: int, event: Tokens | Scores | Done) -> list[str]:
         output = self.outputs[index]
+        if isinstance(event, Scores):
+            known = len(output.scores)
+            output.feed(event)
+            return [self._scored(index, known + 1)] if len(output.scores) > known else []
         text, tokens = output.feed(event)
         done = isinstance(event, Done)
         chunks = []
@@ -159,13 +176,15 @@ class CompletionExchange(Exchange):
             return {}
         fresh = self.outputs[index].tokenwise.since(self._told[index])
         self._told[index] += len(fresh.token_ids)
-        return {"logprobs": completion_logprobs(fresh, self._bytes_of, len(self._prefixes[index])) if fresh.token_ids else None}
+        placed = fresh.behind(len(self._echoes[index].text))
+        return {"logprobs": completion_logprobs(placed, self._bytes_of) if fresh.token_ids else None}
 
     def _choice(self, output: TextOutput) -> Json:
-        prefix = self._prefixes[self.outputs.index(output)]
-        choice: Json = {"text": prefix + output.text, "finish_reason": self._reason(output), "logprobs": None}
+        echo = self._echoes[self.outputs.index(output)]
+        choice: Json = {"text": echo.text + output.text, "finish_reason": self._reason(output), "logprobs": None}
         if self._body.logprobs is not None:
-            choice["logprobs"] = completion_logprobs(output.tokenwise, self._bytes_of, len(prefix))
+            told = echo.told(output) + output.tokenwise.behind(len(echo.text)) + echo.ending(output)
+            choice["logprobs"] = completion_logprobs(told, self._bytes_of)
         if self._body.return_token_ids:
             choice["token_ids"] = output.token_ids
         return choice
@@ -196,7 +215,7 @@ class ChatExchange(Exchange):
     def _first(self, index: int) -> list[str]:
         return [self._event(index, None, {"delta": {"role": "assistant", "content": ""}})]
 
-    def _following(self, index: int, event: Tokens | Done) -> list[str]:
+    def _following(self, index: int, event: Tokens | Scores | Done) -> list[str]:
         output, parser = self.outputs[index], self._parsers[index]
         text, tokens = output.feed(event)
         done = isinstance(event, Done)

@@ -44,7 +44,7 @@ class Generation:
                 text = self.texts[index]
                 output |= {"finish_reason": text.finish_reason, "text": text.text, "token_ids": text.token_ids}
                 if self._logprobs:
-                    output["logprobs"] = [{"logprob": each.own, "top": each.top} for each in text.tokenwise.logprobs]
+                    output["logprobs"] = [{"logprob": each.own, "top": each.top} for each in text.tokenwise.logprobs if each]
             else:
                 picture = await encoded(done) if done.rgb else None
                 output |= {
@@ -165,7 +165,8 @@ async def _text(service: Service, request: Request, card: ModelCard, body: Gener
     if asked is not None:
         grammar = await constraints.tried(service, request, card, asked, body.deadline_ms)
     tokens = await beside_the_loop(len(prompt), lambda: prompt_tokens(service, card, prompt, param))
-    return text_work(card, body, tokens, body.max_tokens, "max_tokens", body.stream, grammar)
+    codec = service.codec(card.folder)
+    return text_work(card, codec, body, tokens, body.max_tokens, "max_tokens", body.stream, grammar)
 
 
 def _image(service: Service, card: ModelCard, body: GenerateBody) -> ImageWork:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from service.api.text_output import Tokenwise
+from service.engine.messages import Logprob
 
 TokenBytes = Callable[[int], bytes]
 """Bytes of a token's text: of a part of a character, where a token is one."""
@@ -21,12 +22,13 @@ def chat_logprobs(tokens: Tokenwise, bytes_of: TokenBytes) -> dict[str, Any]:
     content = [
         {**entry(token, logprob.own), "top_logprobs": [entry(*pair) for pair in logprob.top]}
         for token, logprob in zip(tokens.token_ids, tokens.logprobs, strict=True)
+        if logprob is not None
     ]
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(tokens: Tokenwise, bytes_of: TokenBytes, shift: int) -> dict[str, Any]:
-    """`logprobs` of a completion's choice. `shift` is the length of the text before the output, a prompt that is echoed.
+def completion_logprobs(tokens: Tokenwise, bytes_of: TokenBytes) -> dict[str, Any]:
+    """`logprobs` of a completion's choice; null for a token that has none, the first of a prompt.
 
     A token that is no whole text is spelt `bytes:\\xe2\\x80`, as OpenAI does. What was drawn is always in `top_logprobs`.
     """
@@ -38,13 +40,13 @@ def completion_logprobs(tokens: Tokenwise, bytes_of: TokenBytes, shift: int) -> 
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
-    drawn = list(zip(tokens.token_ids, tokens.logprobs, strict=True))
+    def likeliest(token: int, logprob: Logprob | None) -> dict[str, float] | None:
+        return None if logprob is None else {name(other): value for other, value in logprob.top} | {name(token): logprob.own}
+
+    each = list(zip(tokens.token_ids, tokens.logprobs, strict=True))
     return {
-        "tokens": [name(token) for token, _ in drawn],
-        "token_logprobs": [logprob.own for _, logprob in drawn],
-        "top_logprobs": [
-            {name(other): value for other, value in logprob.top} | {name(token): logprob.own}
-            for token, logprob in drawn
-        ],
-        "text_offset": [shift + offset for offset in tokens.offsets],
+        "tokens": [name(token) for token, _ in each],
+        "token_logprobs": [None if logprob is None else logprob.own for _, logprob in each],
+        "top_logprobs": [likeliest(token, logprob) for token, logprob in each],
+        "text_offset": tokens.offsets,
     }

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 
 from service.api import constraints, sse
 from service.api.chat_schemas import ChatBody
+from service.api.echo import Echo
 from service.api.errors import RESPONSES, ApiError
 from service.api.exchange import ChatExchange, CompletionExchange, Exchange
 from service.api.preparing import beside_the_loop, check_n, prompt_tokens, text_work
@@ -32,6 +33,8 @@ async def completions(body: CompletionBody, request: Request, service: ServiceDe
     codec = service.codec(card.folder)
     if body.best_of is not None:
         _check_best_of(service, body)
+    if not body.max_tokens and not body.echo:
+        raise InvalidField("max_tokens", "max_tokens 0 needs echo: nothing would be answered")
     prompts, several = body.prompts(), isinstance(body.prompt, list) and len(body.prompt) > 0
     if len(prompts) * body.candidates() > service.settings.max_waiting:
         raise InvalidField("prompt", f"{len(prompts)} prompts are more than this server queues ({service.settings.max_waiting})")
@@ -45,12 +48,20 @@ async def completions(body: CompletionBody, request: Request, service: ServiceDe
         ]
 
     tokens = await beside_the_loop(sum(map(len, prompts)), tokenised)
-    if body.echo and body.logprobs is not None:
-        raise InvalidField("echo", "echo with logprobs is not supported: those of a prompt are not computed")
-    works = [text_work(card, body, each, body.max_tokens, "max_tokens", grammar=grammar) for each in tokens]
-    prefixes = await beside_the_loop(sum(map(len, tokens)), lambda: [codec.decode(each) if body.echo else "" for each in tokens])
+    works = [
+        text_work(card, codec, body, each, body.max_tokens, "max_tokens", grammar=grammar, score_prompt=body.scores())
+        for each in tokens
+    ]
+
+    def echoes() -> list[Echo]:
+        if body.scores():
+            return [Echo.scored(codec, each) for each in tokens]
+        return [Echo(codec.decode(each) if body.echo else "") for each in tokens]
+
+    # Where the text of each token begins takes the time of many tokens.
+    shown = await beside_the_loop(sum(map(len, tokens)) * (16 if body.scores() else 1), echoes)
     return await _exchange(
-        service, request, body, works, Tooling(), lambda *common: CompletionExchange(*common, prefixes=prefixes)
+        service, request, body, works, Tooling(), lambda *common: CompletionExchange(*common, echoes=shown)
     )  # fmt: skip
 
 
@@ -72,7 +83,7 @@ async def chat_completions(body: ChatBody, request: Request, service: ServiceDep
     size = sum(len(str(message.content)) for message in body.messages) + len(str(tooling.shown))
     tokens = await beside_the_loop(size, tokenised)
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    work = text_work(card, body, tokens, body.max_completion_tokens or body.max_tokens, param, grammar=grammar)
+    work = text_work(card, codec, body, tokens, body.max_completion_tokens or body.max_tokens, param, grammar=grammar)
     return await _exchange(
         service, request, body, [work], tooling, lambda *common: ChatExchange(*common, form=tooling.form)
     )  # fmt: skip

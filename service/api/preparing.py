@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from service.api.errors import ApiError
 from service.api.sampling_schemas import SamplingFields
 from service.api.service_state import Service
+from service.api.text import TextCodec
 from service.engine.messages import ImageWork, ModelCard, Sampling, TextWork
 from service.engine.validation import InvalidField
 
@@ -51,11 +52,13 @@ def _encoded(service: Service, card: ModelCard, text: str, param: str, special: 
 
 
 def text_work(
-    card: ModelCard, body: SamplingFields, prompt: list[int], max_tokens: int | None, param: str, revisions: bool = False,
-    grammar: str = "",
+    card: ModelCard, codec: TextCodec, body: SamplingFields, prompt: list[int], max_tokens: int | None, param: str,
+    revisions: bool = False, grammar: str = "", score_prompt: bool = False,
 ) -> TextWork:  # fmt: skip
     """Raises InvalidField when prompt and max_tokens together exceed the context. Without `max_tokens` there are as many as
-    the context has room for; where all that is to be written is computed from the start, at most UNASKED."""
+    the context has room for; where all that is to be written is computed from the start, at most UNASKED. Raises it for a
+    bias of what cannot be drawn."""
+    _check_biases(card, codec, body)
     room = card.max_model_len - len(prompt)
     if max_tokens is not None and max_tokens > room:
         raise InvalidField(
@@ -70,7 +73,7 @@ def text_work(
         raise InvalidField("stop_token_ids", f"token {wrong} is outside the vocabulary of {card.name}")
     return TextWork(
         prompt, limit, sampling(card, body), body.stop_token_ids, body.min_tokens, body.ignore_eos, revisions, body.likeliest(),
-        grammar,
+        grammar, score_prompt,
     )  # fmt: skip
 
 
@@ -88,6 +91,14 @@ def sampling(card: ModelCard, body: SamplingFields) -> Sampling:
         numbers["temperature"] = 0.0
     bias = _bias(card, body)
     return Sampling(**numbers, top_k=max(int(value("top_k")), 0), logit_bias=bias)
+
+
+def _check_biases(card: ModelCard, codec: TextCodec, body: SamplingFields) -> None:
+    """Rows of the vocabulary that are no token, and the mask, are never drawn, whatever their logits."""
+    for token in _bias(card, body):
+        if codec.tokenizer.id_to_token(token) is None or token == card.mask_token_id:
+            what = "the mask token" if token == card.mask_token_id else "a row of the vocabulary without a token"
+            raise InvalidField("logit_bias", f"{card.name} never draws {token}, {what}: a bias for it has no effect")
 
 
 def _bias(card: ModelCard, body: SamplingFields) -> dict[int, float]:

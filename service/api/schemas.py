@@ -78,7 +78,7 @@ class TextFields(Served, SamplingFields):
 
 class CompletionBody(TextFields):
     prompt: Prompt
-    max_tokens: Annotated[StrictInt, Field(ge=1)] = 16
+    max_tokens: Annotated[StrictInt, Field(ge=0, description="0, with echo: the prompt alone, to score it")] = 16
     echo: StrictBool = False
     best_of: Annotated[StrictInt, Field(ge=1, le=128, description="the n with the highest mean logprob of so many")] | None = None
     logprobs: LikeliestCount | None = None
@@ -87,6 +87,10 @@ class CompletionBody(TextFields):
     REFUSED: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
         **Served.REFUSED, "suffix": (("",), "no served model fills in the middle"),
     }  # fmt: skip
+
+    def scores(self) -> bool:
+        """Whether the prompt's tokens get log-probabilities too."""
+        return self.echo and self.logprobs is not None
 
     def prompts(self) -> list[str | list[int]]:
         """One or several, each text or token ids."""

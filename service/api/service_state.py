@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,8 @@ from service.engine.validation import InvalidField
 from service.metrics import Metrics
 from service.settings import Settings
 
+log = logging.getLogger("stride.api")
+
 
 @dataclass
 class Service:
@@ -31,6 +34,7 @@ class Service:
     metrics: Metrics
     running: dict[str, list[str]] = field(default_factory=dict)
     _trials: dict[str, Trials] = field(default_factory=dict)
+    _loading: list[asyncio.Task[None]] = field(default_factory=list)
     _decoders: dict[str, asyncio.Task[Callable[[int], bytes]]] = field(default_factory=dict)
 
     def card(self, name: str, kind: str | None = None) -> ModelCard:
@@ -48,7 +52,14 @@ class Service:
     @staticmethod
     @functools.cache
     def codec(folder: str) -> TextCodec:
-        return TextCodec(folder)
+        codec = TextCodec(folder)
+        if codec.template.broken is not None:
+            log.warning("%s: the chat template is broken, chats are refused: %s", folder, codec.template.broken)
+        return codec
+
+    def take_models(self, cards: Sequence[ModelCard]) -> None:
+        """They are loaded: so are their codecs now, beside the loop, before somebody waits for them."""
+        self._loading = [asyncio.create_task(asyncio.to_thread(_load_codec, card)) for card in cards]
 
     def trials(self, card: ModelCard) -> Trials:
         """Where the model's grammars are tried."""
@@ -77,6 +88,13 @@ class Service:
     def fingerprint(card: ModelCard) -> str:
         """OpenAI's `system_fingerprint`: the same while model, weights and version are."""
         return _fingerprint(card.name, card.folder)
+
+
+def _load_codec(card: ModelCard) -> None:
+    try:
+        Service.codec(card.folder)
+    except Exception as error:  # whatever a tokeniser's files hold, others are served on
+        log.warning("%s: its tokeniser cannot be loaded: %s", card.name, error)
 
 
 def _token_bytes(card: ModelCard) -> Callable[[int], bytes]:

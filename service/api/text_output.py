@@ -9,7 +9,7 @@ from types import MappingProxyType
 from service.api.running import Job
 from service.api.sampling_schemas import SamplingFields
 from service.api.text import Detokenizer, StopScanner, TextCodec
-from service.engine.messages import Done, Logprob, Tokens
+from service.engine.messages import Done, Logprob, Scores, Tokens
 
 
 @dataclass(slots=True)
@@ -17,15 +17,25 @@ class Tokenwise:
     """Log-probabilities and where the text of each token begins, one entry a token."""
 
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[Logprob] = field(default_factory=list)
+    logprobs: list[Logprob | None] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+
+    def __add__(self, other: Tokenwise) -> Tokenwise:
+        return Tokenwise(
+            self.token_ids + other.token_ids, self.logprobs + other.logprobs, self.offsets + other.offsets
+        )  # fmt: skip
+
+    def behind(self, length: int) -> Tokenwise:
+        """The same behind a text of that length."""
+        return Tokenwise(self.token_ids, self.logprobs, [length + offset for offset in self.offsets])
 
     def since(self, start: int) -> Tokenwise:
         return Tokenwise(self.token_ids[start:], self.logprobs[start:], self.offsets[start:])
 
 
 class TextOutput:
-    """Feed it Tokens, then Done; it gives the text that may be shown. `shown` are special tokens that belong to the text."""
+    """Feed it Tokens and Scores, then Done; it gives the text that may be shown. `shown` are special tokens that belong to
+    the text, `scored` and `scores` the tokens and log-probabilities of Scores, `length` what the text has of what came."""
 
     def __init__(
         self, job: Job, index: int, codec: TextCodec, body: SamplingFields, shown: Mapping[int, str] = MappingProxyType({})
@@ -39,7 +49,9 @@ class TextOutput:
         self._scanner = StopScanner(body.stops())
         self._min_tokens = body.min_tokens
         self._one_by_one = bool(body.stops()) or body.likeliest() is not None
-        self._length = 0
+        self.length = 0
+        self.scored: list[int] = []
+        self.scores: list[Logprob] = []
 
     @property
     def token_ids(self) -> list[int]:
@@ -53,14 +65,18 @@ class TextOutput:
     @property
     def mean_logprob(self) -> float:
         logprobs = self.tokenwise.logprobs
-        return sum(each.own for each in logprobs) / max(1, len(logprobs))
+        return sum(each.own for each in logprobs if each is not None) / max(1, len(logprobs))
 
-    def feed(self, event: Tokens | Done) -> tuple[str, list[int]]:
+    def feed(self, event: Tokens | Scores | Done) -> tuple[str, list[int]]:
         """The newly visible text, and the tokens that came with it, none beyond the one that completes a stop string.
         Ends the request there."""
         if isinstance(event, Done):
             self.done = event
         if self._scanner.hit:
+            return "", []
+        if isinstance(event, Scores):
+            self.scored += event.token_ids
+            self.scores += event.logprobs
             return "", []
         before = len(self.token_ids)
         if isinstance(event, Done):
@@ -78,9 +94,9 @@ class TextOutput:
         for at in range(0, len(event.token_ids), step):
             self.tokenwise.token_ids += event.token_ids[at : at + step]
             self.tokenwise.logprobs += event.logprobs[at : at + step]
-            self.tokenwise.offsets.append(self._length)
+            self.tokenwise.offsets.append(self.length)
             text = self._detokenizer.push(event.token_ids[at : at + step])
-            self._length += len(text)
+            self.length += len(text)
             shown += self._scanner.push(text) if len(self.token_ids) >= self._min_tokens else text
             if self._scanner.hit:
                 break

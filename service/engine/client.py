@@ -27,6 +27,7 @@ from service.engine.messages import (
     ProcedureCard,
     Ready,
     Revision,
+    Scores,
     Shutdown,
     Submit,
     Tick,
@@ -38,7 +39,7 @@ from service.settings import Settings
 
 log = logging.getLogger("stride.client")
 
-Event = Tokens | Revision | Preview | Done | Failed
+Event = Tokens | Scores | Revision | Preview | Done | Failed
 STOP_SECONDS = 10.0
 MODEL_ERROR_EXIT = 3
 
@@ -52,7 +53,7 @@ class QueueFull(Exception):
 
 
 class EngineStream:
-    """Events of one submitted request: any number of Tokens, Revision and Preview, then one Done or Failed."""
+    """Events of one submitted request: any number of Tokens, Scores, Revision and Preview, then one Done or Failed."""
 
     def __init__(self, request_id: str) -> None:
         self.id = request_id
@@ -71,11 +72,12 @@ class EngineStream:
 
 class EngineClient:
     """One engine process and everything in flight in it. `observe` is called with what the metrics are made of, `give_up`
-    when the models cannot be loaded and trying again would not help."""
+    when the models cannot be loaded and trying again would not help, `loaded` with the models of every engine that starts."""
 
     def __init__(
-        self, settings: Settings, observe: Callable[[Tick | Gauges], None], give_up: Callable[[], None] = lambda: None
-    ) -> None:
+        self, settings: Settings, observe: Callable[[Tick | Gauges], None], give_up: Callable[[], None] = lambda: None,
+        loaded: Callable[[list[ModelCard]], None] = lambda models: None,
+    ) -> None:  # fmt: skip
         self.models: dict[str, ModelCard] = {}
         self.ready = False
         self.restarts = 0
@@ -83,6 +85,7 @@ class EngineClient:
         self._settings = settings
         self._observe = observe
         self._give_up = give_up
+        self._loaded = loaded
         self._streams: dict[str, EngineStream] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[FromEngine])
@@ -214,6 +217,7 @@ class EngineClient:
             case Ready(models=models):
                 self.models = {card.name: card for card in models}
                 self.ready = not self._stopping
+                self._loaded(models)
             case Done() | Failed():
                 stream = self._streams.pop(event.id, None)
                 if stream is not None:

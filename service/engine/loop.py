@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from service.engine.base_request import deadline_failure
 from service.engine.grammar import Compiling, Following, GrammarError
+from service.engine.image_request import ImageRequest
 from service.engine.lane import Item, Lane
 from service.engine.messages import (
     Failed,
@@ -23,7 +24,7 @@ from service.engine.messages import (
     TextWork,
     Tick,
 )
-from service.engine.request import AnyRequest, ImageRequest, TextRequest
+from service.engine.request import AnyRequest, TextRequest
 from service.engine.scheduler import Batch, Scheduler
 from service.procedures.types import Axis, LatentRow, TokenRow
 from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenRead, TokenWorkerLike
@@ -78,6 +79,8 @@ class Engine:
         if request.need > pool.blocks:
             text = f"the request needs {request.need} blocks of memory, {message.model} has {pool.blocks}"
             return [Failed(message.id, 400, "too_large", text, "max_tokens")]
+        if isinstance(request, TextRequest) and request.idle:
+            return [request.end("length", self._clock())]
         if request.id in self.scheduler.requests:
             return [Failed(message.id, 400, "duplicate_id", f"a request {request.id!r} is already here", "id")]
         self.scheduler.add(request)

@@ -33,7 +33,8 @@ class TextWork(msgspec.Struct, frozen=True, tag="text"):
     """A prompt to be expanded by at most `max_tokens` tokens.
 
     `logprobs` asks for the plain log-probability of every token and of that many of the likeliest at its place.
-    `grammar`, where not empty, is what the whole output must follow, in llguidance's form.
+    `score_prompt` asks for those of the prompt's tokens as well; only then may `max_tokens` be 0, or where nothing is to
+    be computed. `grammar`, where not empty, is what the whole output must follow, in llguidance's form.
     """
 
     prompt: list[int]
@@ -45,6 +46,7 @@ class TextWork(msgspec.Struct, frozen=True, tag="text"):
     revisions: bool = False
     logprobs: int | None = None
     grammar: str = ""
+    score_prompt: bool = False
 
 
 class ImageWork(msgspec.Struct, frozen=True, tag="image"):
@@ -166,6 +168,15 @@ class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
     accepted: int = 0
 
 
+class Scores(msgspec.Struct, frozen=True, tag="scores"):
+    """Of work that scores its prompt, log-probabilities of tokens that are no output: those of the prompt from its second on,
+    in their order and each once, and the one that ended the output."""
+
+    id: str
+    token_ids: list[int]
+    logprobs: list[Logprob]
+
+
 class Revision(msgspec.Struct, frozen=True, tag="revision"):
     """The provisional canvas from absolute position `start`; a masked position is None."""
 
@@ -239,5 +250,5 @@ class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
     dropped_messages: int
 
 
-FromEngine = Ready | Tokens | Revision | Preview | Done | Failed | Tick | Gauges
+FromEngine = Ready | Tokens | Scores | Revision | Preview | Done | Failed | Tick | Gauges
 """The engine sends lists of these, one list a tick."""

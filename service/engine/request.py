@@ -1,4 +1,4 @@
-"""A request inside the engine: its state and its procedure, proposing moves and folding in what came of them."""
+"""A request for text inside the engine: its state and its procedure, proposing moves and folding in what came of them."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from service.engine.block_table import BlockTable
 from service.engine.drafting import Acceptance
 from service.engine.drawing import Drawing
 from service.engine.grammar import Following, GrammarError
+from service.engine.image_request import ImageRequest
 from service.engine.messages import (
     Done,
     Failed,
     FinishReason,
     FromEngine,
-    ImageWork,
-    Logprob,
     ModelCard,
-    Preview,
     Revision,
+    Scores,
     Submit,
     TextWork,
     Tokens,
 )
+from service.engine.scoring import Scoring, logprobs
 from service.procedures.drafts import accepted
-from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
 from service.procedures.speculative import KEEPING, SpeculativeParameters
-from service.procedures.types import LatentRow, TokenProcedure, TokenRow, TokenState
+from service.procedures.types import TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
-from service.workers.types import Deferred, Draws, Picture, TokenRead
+from service.workers.types import Deferred, Draws, TokenRead
 
 
 @dataclass(slots=True, eq=False)
 class TextRequest(Request):
     """Expands a prompt. `grammar` is where it stands in the one it must follow; `drawing` says how its tokens are drawn. Of a
     request that drafts, `drafter` guesses up to `draft_tokens`, of which the lane asks the worker for `drafting` next.
+    `scoring` comes first, where the prompt's own log-probabilities are asked for.
 
     Positions before `reached` were computed or shared once; those of the prompt among them count as `prefilled` or as
     `cached_tokens`, and do not count again when the request is set back and computes them anew.
@@ -61,6 +61,7 @@ class TextRequest(Request):
     adaptive: bool = True
     deferred: Deferred = field(default_factory=Deferred)
     acceptance: Acceptance = field(default_factory=Acceptance)
+    scoring: Scoring | None = None
 
     @classmethod
     def begin(
@@ -82,13 +83,27 @@ class TextRequest(Request):
             submit, need, BlockTable(lcm(block_size, grid or 1) // block_size), work=work, procedure=procedure, state=state,
             grammar=grammar, drawing=Drawing.of(submit, work, grammar),
         )  # fmt: skip
+        if work.score_prompt:
+            assert submit.procedure == "autoregressive", "only the next token's distribution scores a prompt"
+            request.scoring = Scoring(len(work.prompt) - 1)
         if isinstance(parameters, SpeculativeParameters):
             request.drafter, request.draft_tokens = parameters.drafter, parameters.draft_tokens or 0
             request.adaptive = parameters.adaptive
             request.table.root = parameters.drafter.encode() if parameters.drafter in KEEPING else b""
         return request
 
+    @property
+    def owes_scores(self) -> bool:
+        return self.scoring is not None and not self.scoring.over
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return len(self.state.tokens) >= self.state.limit and not self.owes_scores
+
     def propose(self) -> list[TokenRow]:
+        if self.scoring is not None and self.owes_scores:
+            return [self.scoring.propose(self.state)]
         rows = self.procedure.propose(self.state)
         last = rows[-1]
         if last.drafts:
@@ -118,20 +133,22 @@ class TextRequest(Request):
         """Positions behind its next move that its drafter may write."""
         return self.drafting if self.drafter in KEEPING else 0
 
-    def next_key(self, size: int) -> bytes | None:
-        """The name of the block that is computed next, or of the first of its group, if it can be shared.
+    @property
+    def shareable(self) -> int:
+        """Tokens, from the first on, that others may have computed: behind the rest something is to be read."""
+        return self.scoring.told if self.scoring is not None and self.owes_scores else len(self.state.tokens) - 1
 
-        The last token is always computed by the request itself, because what follows it is read there.
-        """
+    def next_key(self, size: int) -> bytes | None:
+        """The name of the block that is computed next, or of the first of its group, if it can be shared."""
         group = size * self.table.group
         start = self.state.cached // group * group
-        return self.table.key(self.state.tokens, start // size, size) if start + group < len(self.state.tokens) else None
+        return self.table.key(self.state.tokens, start // size, size) if start + group <= self.shareable else None
 
     def matches(self, pool: BlockPool) -> list[int]:
         """Blocks of the pool that spare this request a computation, next ones first."""
         group = pool.block_size * self.table.group
         first, inside = divmod(self.state.cached, group)
-        stop = (len(self.state.tokens) - 1) // group
+        stop = self.shareable // group
         return [] if inside else self.table.matches(pool, self.state.tokens, first * self.table.group, stop * self.table.group)
 
     def share(self, pool: BlockPool) -> int:
@@ -165,7 +182,7 @@ class TextRequest(Request):
 
     def draws(self, rows: list[TokenRow]) -> list[Draws]:
         """How the first wanted position of these rows is drawn, and what follows each of their guesses."""
-        if not rows[-1].wanted:
+        if not rows[-1].wanted or rows[-1].scored:
             return [self.drawing.plain]
         draws = self.drawing.behind(self.state, rows[-1].draft().tokens)
         # What masks guess behind a guess is drawn as the token behind it is.
@@ -177,6 +194,8 @@ class TextRequest(Request):
         before = len(state.tokens)
         self.forwards += 1
         taken = 0
+        if self.scoring is not None and self.owes_scores:
+            return self._score(self.scoring, rows[0], read, now)
         if whole:
             self.procedure.fold(state, read.readings)
             taken = len(state.tokens) - before - 1
@@ -194,11 +213,13 @@ class TextRequest(Request):
             if self.work.revisions and state.canvas:
                 return [Revision(self.id, before, state.canvas[: state.limit - before])]
             return []
+        ended: list[FromEngine] = []
         for offset, token in enumerate(fresh):
             if token in state.stops and before + offset >= state.floor:
                 del state.tokens[before + offset :]
                 fresh = fresh[:offset]
                 self.finished = "stop"
+                ended = [] if self.scoring is None else [Scores(self.id, [token], logprobs(read.readings[offset : offset + 1]))]
                 break
         if self.grammar is not None:
             try:
@@ -213,11 +234,21 @@ class TextRequest(Request):
         events: list[FromEngine] = []
         if fresh:
             self.first_output = self.first_output or now
-            told = [Logprob(r.logprob, list(r.top)) for r in read.readings[: len(fresh)] if r.logprob is not None]
             drafted = rows[-1].drafts if self.drafter else None
-            events.append(Tokens(self.id, fresh, told, drafted, min(len(fresh), taken)))
+            events.append(Tokens(self.id, fresh, logprobs(read.readings[: len(fresh)]), drafted, min(len(fresh), taken)))
+        events += ended
         if self.finished is not None:
             events.append(self.end(self.finished, now))
+        return events
+
+    def _score(self, scoring: Scoring, row: TokenRow, read: TokenRead, now: float) -> list[FromEngine]:
+        """Take in a forward of the prompt alone."""
+        told = scoring.fold(self.state, row, read.readings)
+        self.prefilled += self._reach()
+        events: list[FromEngine] = [Scores(self.id, list(row.scored), told)] if told else []
+        if self.idle:
+            self.finished = "length"
+            events.append(self.end("length", now))
         return events
 
     def _account(self, drafts: int, accepted: int) -> None:
@@ -235,60 +266,6 @@ class TextRequest(Request):
             generated_tokens=generated, forwards=self.forwards, tokens_per_forward=per_forward,
             drafted_tokens=self.drafted if self.drafter else None, accepted_tokens=self.accepted if self.drafter else None,
         )  # fmt: skip
-
-
-@dataclass(slots=True, eq=False)
-class ImageRequest(Request):
-    """Refines a latent through the rows of a sampler table."""
-
-    work: ImageWork = msgspec.UNSET  # type: ignore[assignment]
-    rows: list[LatentRow] = field(default_factory=list)
-    evaluations: int = 1
-    at: int = 0
-
-    @classmethod
-    def begin(cls, submit: Submit, work: ImageWork, card: ModelCard) -> ImageRequest:
-        parameters = msgspec.convert(submit.parameters, PROCEDURES[submit.procedure].parameters)
-        assert isinstance(parameters, SamplerParameters)
-        table = parameters.table()
-        guidance = float(parameters.guidance)
-        columns = zip(table.a, table.b, table.c1, table.c2, table.d, table.p, table.q, strict=True)
-        rows = [
-            LatentRow(i, t, s, coefficients, guidance, table.takes_target, i)
-            for i, (t, s, coefficients) in enumerate(zip(table.t, table.s, columns, strict=True))
-        ]
-        paired = guidance != 1.0 and not (table.takes_target and card.guidance_input)
-        return cls(submit, 1, work=work, rows=rows, evaluations=2 if paired else 1)
-
-    def propose(self) -> list[LatentRow]:
-        return [self.rows[self.at]]
-
-    def positions(self) -> int:
-        """One slot for the latent."""
-        return 1
-
-    def wants_preview(self) -> bool:
-        every = self.work.preview_every
-        return every > 0 and (self.at + 1) % every == 0 and self.at + 1 < len(self.rows)
-
-    def fold(self, picture: Picture | None, now: float) -> list[FromEngine]:
-        """Take in one forward; `picture` is there when the row ended the request or a preview was wanted."""
-        row = self.rows[self.at]
-        wanted = self.wants_preview()
-        self.at += 1
-        self.forwards += 1
-        if self.at == len(self.rows):
-            assert picture is not None
-            self.first_output = self.first_output or now
-            self.finished = "completed"
-            return [self.end("completed", now, picture)]
-        if wanted and picture is not None:
-            self.first_output = self.first_output or now
-            return [Preview(self.id, self.at, len(self.rows), row.t, picture.width, picture.height, picture.rgb)]
-        return []
-
-    def end(self, reason: FinishReason, now: float, picture: Picture | None = None) -> Done:
-        return self.done(reason, now, picture, forwards=self.forwards, nfe=self.at * self.evaluations)
 
 
 AnyRequest = TextRequest | ImageRequest

@@ -81,7 +81,10 @@ def _check_noise(card: ModelCard, parameters: BlockDiffusionParameters) -> None:
 
 def check_next_token(procedure: str, work: TextWork, fields: Mapping[str, str]) -> None:
     """Raises InvalidField where the work needs tokens drawn one after another and the procedure sets several together.
-    `fields` are the client's names for `logprobs` and `grammar`."""
+    `fields` are the client's names for `logprobs` and `grammar`. A prompt is scored by nothing but the next token's
+    distribution."""
+    if work.score_prompt and procedure != "autoregressive":
+        raise InvalidField("echo", f"echo with logprobs needs the procedure autoregressive, not {procedure}")
     if Axis.REFINE not in PROCEDURES[procedure].axes:
         return
     wanted = "logprobs" if work.logprobs is not None else "grammar" if work.grammar else None

@@ -37,7 +37,8 @@ class TokenRow:
     token is the last committed one; behind the guesses `asks` tokens are masks, whose own tokens are read. When it has run,
     the keys and values of those guesses that were right lie at their positions.
 
-    `spread` asks for the entropy and the margin of what is read.
+    `spread` asks for the entropy and the margin of what is read. `scored` are tokens that are known to follow the wanted
+    offsets, one each: nothing is drawn there, but their log-probabilities are read.
     """
 
     axis: Axis
@@ -55,6 +56,7 @@ class TokenRow:
     visible: tuple[int, ...] = ()
     asks: int = 0
     spread: bool = False
+    scored: tuple[int, ...] = ()
 
     @classmethod
     def tree(cls, token: int, start: int, draft: Draft, masks: int = 0, mask_token: int = 0) -> Self:
@@ -112,7 +114,7 @@ class TokenRow:
         assert 0 < length == self.cut(length)
         wanted = tuple(offset for offset in self.wanted if offset < length)
         drafts = max(0, self.drafts - (len(self.tokens) - length))
-        return replace(self, tokens=self.tokens[:length], wanted=wanted, drafts=drafts)
+        return replace(self, tokens=self.tokens[:length], wanted=wanted, drafts=drafts, scored=self.scored[: len(wanted)])
 
     def with_drafts(self, count: int) -> TokenRow:
         """The row with no more than `count` of its guesses, the first ones: still a whole move."""

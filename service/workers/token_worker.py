@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,8 @@ from service.workers.paged_cache import PagedCache
 from service.workers.purposes import TOKEN_DRAW
 from service.workers.threads import Threads
 from service.workers.types import Draws, RowError, TokenMove, TokenOutcome, TokenRead
+
+SCORED_PIECE = 64
 
 
 class TokenWorker:
@@ -133,6 +136,31 @@ class TokenWorker:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     def _read(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
+        scoring = [i for i, move in enumerate(moves) if move.rows[-1].scored]
+        if not scoring:
+            return self._drawn(moves, logits)
+        parts = logits.split([len(move.rows[-1].wanted) for move in moves])
+        drawing = [i for i, move in enumerate(moves) if not move.rows[-1].scored]
+        outcomes: dict[int, TokenOutcome] = {i: self._scored(moves[i], parts[i]) for i in scoring}
+        if any(len(parts[i]) for i in drawing):
+            drawn = self._drawn([moves[i] for i in drawing], torch.cat([parts[i] for i in drawing]))
+            outcomes |= zip(drawing, drawn, strict=True)
+        return [outcomes.get(i, TokenRead()) for i in range(len(moves))]
+
+    def _scored(self, move: TokenMove, logits: Tensor) -> TokenOutcome:
+        """What a move asks of tokens that are known: piece by piece, since each takes several times its logits' room."""
+        tokens, most, readings = self._long(move.rows[-1].scored), move.draws.logprobs or 0, list[Reading]()
+        for at in range(0, len(tokens), SCORED_PIECE):
+            part, known = logits[at : at + SCORED_PIECE], tokens[at : at + SCORED_PIECE]
+            if not bool(torch.isfinite(part.sum(dim=-1)).all()):
+                return RowError("the logits are not finite")
+            row = torch.arange(len(part), device=self.device)
+            own, top, ids = (each.tolist() for each in plain_logprobs(part, row, known, most, self._never))
+            for token, logprob, best, names in zip(known.tolist(), own, top, ids, strict=True):
+                readings.append(Reading(token, math.exp(logprob), logprob, tuple(zip(names, best, strict=True))))
+        return TokenRead(readings)
+
+    def _drawn(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
         counts = [len(move.rows[-1].wanted) for move in moves]
         finite = torch.isfinite(logits.sum(dim=-1)).tolist()
         draws = [draw for move in moves for draw in move.every_draw()]

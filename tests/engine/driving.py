@@ -9,7 +9,7 @@ from typing import Any
 
 from service.engine.assembly import build_engine
 from service.engine.loop import Engine
-from service.engine.messages import Done, Failed, FromEngine, ImageWork, Sampling, Submit, TextWork, Tick, Tokens
+from service.engine.messages import Done, Failed, FromEngine, ImageWork, Sampling, Scores, Submit, TextWork, Tick, Tokens
 from service.settings import Settings
 from tests.checkpoints import write_decoder, write_flow_transformer
 
@@ -59,6 +59,7 @@ class Outputs:
 
     def __init__(self) -> None:
         self.tokens: dict[str, list[int]] = defaultdict(list)
+        self.scores: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self.done: dict[str, Done] = {}
         self.failed: dict[str, Failed] = {}
         self.ticks: list[Tick] = []
@@ -68,6 +69,9 @@ class Outputs:
             match event:
                 case Tokens():
                     self.tokens[event.id] += event.token_ids
+                case Scores():
+                    owns = [logprob.own for logprob in event.logprobs]
+                    self.scores[event.id] += zip(event.token_ids, owns, strict=True)
                 case Done():
                     assert event.id not in self.done and event.id not in self.failed
                     self.done[event.id] = event

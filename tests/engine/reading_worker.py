@@ -63,14 +63,20 @@ class ReadingWorker:
             self._memory[self._slot(move, row.start + offset)] = seen if row.keep else b"scratch"
         self.computed += len(row.tokens) if row.keep else 0
         readings = []
-        for offset in row.wanted:
+        for place, offset in enumerate(row.wanted):
             # A causal token depends on all before it, as memory has them; one of a block on the whole block too.
             last = row.start + (offset + 1 if row.mode == "causal" else 0)
             seen_there = b"".join(self._memory[self._slot(move, position)] for position in range(last))
             number = digest(seen_there, chains[-1] if row.mode == "block" else 0, move.draws.seed, row.start + offset, row.draw)
+            if row.scored:
+                # As likely as all that it finds in memory says.
+                told = digest(seen_there, row.scored[place])
+                readings.append(Reading(row.scored[place], told[0] / 256, -1 - int.from_bytes(told[:6]) / 2**40))
+                continue
             measures = (number[2] / 128, number[3] / 255) if row.spread else (None, None)
+            logprob = None if move.draws.logprobs is None else -number[1] / 255
             readings.append(
-                Reading(1 + number[0] % (VOCABULARY - 1), number[1] / 255, entropy=measures[0], margin=measures[1])
+                Reading(1 + number[0] % (VOCABULARY - 1), number[1] / 255, logprob, entropy=measures[0], margin=measures[1])
             )
         return readings
 

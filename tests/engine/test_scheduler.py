@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from service.engine.cost import ForwardCost
+from service.engine.image_request import ImageRequest
 from service.engine.lane import Lane, Limits
 from service.engine.messages import ImageWork, ModelCard, Submit, TextWork
-from service.engine.request import ImageRequest, TextRequest
+from service.engine.request import TextRequest
 from service.engine.scheduler import Scheduler
 from service.workers.block_pool import BlockPool
 from service.workers.types import TokenRead
