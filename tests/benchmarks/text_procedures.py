@@ -140,8 +140,9 @@ class Table:
         score.depths = [stood[depth] / reached[depth] for depth in sorted(reached)]
 
     def _body(self, case: Case, temperature: float, sample: int) -> dict[str, Any]:
+        prompt = self._prompts[sample % len(self._prompts)].tolist()
         return {
-            "model": "shakespeare", "input_tokens": self._prompts[sample].tolist(), "max_tokens": self._length,
+            "model": "shakespeare", "input_tokens": prompt, "max_tokens": self._length,
             "temperature": temperature, "seed": sample, "ignore_eos": True, "procedure": case.procedure,
         }  # fmt: skip
 
@@ -241,12 +242,12 @@ def main() -> None:
                         table.turn(score)
                 print("\n".join(row(score, here[0]) for score in here), flush=True)
                 scores += here
+                if args.picture is not None:
+                    draw(scores, args.picture)
+                if args.json is not None:
+                    args.json.write_text(json.dumps([asdict(score) for score in scores]))
         finally:
             server.stop()
-    if args.picture is not None:
-        draw(scores, args.picture)
-    if args.json is not None:
-        args.json.write_text(json.dumps([asdict(score) for score in scores]))
 
 
 if __name__ == "__main__":
