@@ -9,6 +9,9 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from service.procedures.drafts import reordered
+from service.procedures.types import Draft
+
 PROBE_FORWARDS = 32
 MEMORY = 0.95
 TRIAL_FORWARDS = 8
@@ -18,27 +21,61 @@ TRIAL_MEMORY = 0.98
 
 @dataclass(slots=True)
 class Acceptance:
-    """How often one request's guesses are right, given that those before them were. It begins with confidence, forgets what
-    is long past, and is given the benefit of the doubt once it has guessed nothing for `PROBE_FORWARDS` forwards."""
+    """How often one request's guesses are right, given that those that lead to them were: of the first guess at a place, and
+    of the second and so on given that those before it are wrong. It begins with confidence, forgets what is long past, and is
+    given the benefit of the doubt once it has guessed nothing for `PROBE_FORWARDS` forwards."""
 
-    right: float = 1.8
-    tried: float = 2.0
+    right: list[float] = field(default_factory=lambda: [1.8, 1.0, 1.0, 1.0])
+    tried: list[float] = field(default_factory=lambda: [2.0, 2.0, 2.0, 2.0])
     idle: int = 0
 
-    def observe(self, accepted: int, drafted: int) -> None:
-        """A forward verified `drafted` guesses; nothing is learnt of those behind the first that was wrong."""
-        if not drafted:
+    def observe(self, draft: Draft, path: Sequence[int]) -> None:
+        """A forward verified these guesses, of which those of `path` were right; the others say nothing of what is behind."""
+        if not draft.tokens:
             self.idle += 1
             return
         self.idle = 0
-        self.right = MEMORY * self.right + accepted
-        self.tried = MEMORY * self.tried + min(accepted + 1, drafted)
+        ranks = _ranks(draft)
+        right, tried = [0] * len(self.right), [0] * len(self.right)
+        for at, then in zip((-1, *path), (*path, None), strict=True):
+            for i, parent in enumerate(draft.parents):
+                if parent == at and (then is None or ranks[i] <= ranks[then]):
+                    tried[ranks[i]] += 1
+                    right[ranks[i]] += i == then
+        for rank, count in enumerate(tried):
+            if count:
+                self.right[rank] = MEMORY * self.right[rank] + right[rank]
+                self.tried[rank] = MEMORY * self.tried[rank] + count
 
-    def gains(self, count: int) -> list[float]:
-        """Tokens that each of a chain of guesses adds in expectation: never more than the one before it."""
-        rate = self.right / self.tried
-        first = max(rate, 0.9) if self.idle >= PROBE_FORWARDS else rate
-        return [first * rate**depth for depth in range(count)]
+    def gains(self, draft: Draft) -> list[float]:
+        """Tokens that each of the guesses adds in expectation: never more than the one before it or the one beside it."""
+        rates: list[float] = []
+        left = 1.0
+        for right, tried in zip(self.right, self.tried, strict=True):
+            rates.append(min([left * right / tried, *rates]))
+            left *= 1.0 - right / tried
+        gains: list[float] = []
+        for parent, rank in zip(draft.parents, _ranks(draft), strict=True):
+            rate = max(rates[0], 0.9) if parent < 0 and not rank and self.idle >= PROBE_FORWARDS else rates[rank]
+            gains.append(rate * (gains[parent] if parent >= 0 else 1.0))
+        return gains
+
+    def arranged(self, draft: Draft) -> Draft:
+        """The guesses in order of what they gain, so that the first ones are the best smaller tree."""
+        if draft.is_chain:
+            return draft
+        gains = self.gains(draft)
+        return reordered(draft, sorted(range(len(gains)), key=lambda i: -gains[i]))
+
+
+def _ranks(draft: Draft) -> list[int]:
+    """How many guesses stand before each at the same place, 3 where more do."""
+    beside = [0] * (len(draft.tokens) + 1)
+    ranks = []
+    for parent in draft.parents:
+        ranks.append(min(beside[parent + 1], 3))
+        beside[parent + 1] += 1
+    return ranks
 
 
 Situation = tuple[int, tuple[str, ...]]

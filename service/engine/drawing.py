@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from service.engine.grammar import Following
 from service.engine.messages import Submit, TextWork
-from service.procedures.types import TokenState
+from service.procedures.drafts import branch, pruned
+from service.procedures.types import Draft, TokenState
 from service.workers.occurrences import Occurrences
 from service.workers.types import Draws, Penalties
 
@@ -31,19 +31,20 @@ class Drawing:
         )  # fmt: skip
         return cls(plain, grammar, seen)
 
-    def worth(self, state: TokenState, guesses: Sequence[int]) -> int:
-        """How many of the guesses can say anything: what ends the output is known from the draw before it."""
-        count = next((i for i, token in enumerate(guesses) if token in state.stops), len(guesses))
-        return count if self.grammar is None or not count else self.grammar.follows(guesses[:count])
+    def worth(self, state: TokenState, draft: Draft) -> Draft:
+        """The guesses that can say anything: what ends the output is known from the draw before it."""
+        draft = pruned(draft, [token not in state.stops for token in draft.tokens])
+        return draft if self.grammar is None or not draft.tokens else pruned(draft, self.grammar.follows(draft))
 
-    def behind(self, state: TokenState, guesses: tuple[int, ...]) -> list[Draws]:
+    def behind(self, state: TokenState, draft: Draft) -> list[Draws]:
         """How tokens are drawn behind all that is committed and behind each of the guesses, as if those before were right."""
         if self._seen is not None:
             self._seen.take(state.tokens)
-        masks = [b""] * (len(guesses) + 1)
+        masks = [b""] * (len(draft.tokens) + 1)
         if self.grammar is not None:
-            masks = [self.grammar.allowed(), *self.grammar.allowed_behind(guesses)]
-        return [self._behind(state, guesses[:count], mask) for count, mask in enumerate(masks)]
+            masks = [self.grammar.allowed(), *self.grammar.allowed_behind(draft)]
+        paths = [tuple(draft.tokens[i] for i in branch(draft, at)) for at in range(-1, len(draft.tokens))]
+        return [self._behind(state, path, mask) for path, mask in zip(paths, masks, strict=True)]
 
     def _behind(self, state: TokenState, guesses: tuple[int, ...], allowed: bytes) -> Draws:
         banned = tuple(state.stops) if len(state.tokens) + len(guesses) < state.floor else ()

@@ -15,6 +15,8 @@ from pathlib import Path
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from service.engine.messages import ModelCard, Submit
+from service.procedures.drafts import branch
+from service.procedures.types import Draft
 
 KEPT = 64
 KEPT_BYTES = 1 << 20
@@ -146,27 +148,43 @@ class Following:
         """A bit a token, lowest first: those that may come next, the end of the text only where the grammar may end."""
         return self._matcher.compute_bitmask()
 
-    def follows(self, guesses: Sequence[int]) -> int:
-        """How many of the guesses may come next, one after another, without being the output's last token."""
-        able = self._matcher.validate_tokens(list(guesses))
-        taken = 0
-        while taken < able and self._matcher.consume_tokens([guesses[taken]]):
-            taken += 1
-            if self._matcher.is_stopped():
-                self._matcher.rollback(taken)
-                return taken - 1
-        self._matcher.rollback(taken)
-        return taken
+    def follows(self, draft: Draft) -> list[bool]:
+        """Whether each of the guesses may come behind those that lead to it, without being the output's last token."""
+        able: list[bool] = []
+        taken: list[int] = []
+        for i, parent in enumerate(draft.parents):
+            able.append(parent < 0 or able[parent])
+            if able[i]:
+                self._go(draft, taken, parent)
+                able[i] = self._matcher.validate_tokens([draft.tokens[i]]) == 1
+            if able[i]:
+                self._go(draft, taken, i)
+                able[i] = not self._matcher.is_stopped()
+        self._go(draft, taken, -1)
+        return able
 
-    def allowed_behind(self, guesses: Sequence[int]) -> list[bytes]:
+    def allowed_behind(self, draft: Draft) -> list[bytes]:
         """What `allowed` would say behind each of the guesses, which are some that may come next."""
-        masks = []
-        for token in guesses:
-            if not self._matcher.consume_tokens([token]):
-                raise GrammarError(reason(self._matcher.get_error()))
+        masks: list[bytes] = []
+        taken: list[int] = []
+        for i in range(len(draft.tokens)):
+            self._go(draft, taken, i)
             masks.append(self._matcher.compute_bitmask())
-        self._matcher.rollback(len(guesses))
+        self._go(draft, taken, -1)
         return masks
+
+    def _go(self, draft: Draft, taken: list[int], at: int) -> None:
+        """From where the guesses `taken` have led, which it changes, to behind guess `at`, or back behind all that is committed.
+        Raises GrammarError when a guess does not fit."""
+        path = branch(draft, at)
+        common = next((i for i, (one, other) in enumerate(zip(taken, path, strict=False)) if one != other), len(path))
+        if len(taken) > common:
+            self._matcher.rollback(len(taken) - common)
+            del taken[common:]
+        for i in path[len(taken) :]:
+            if not self._matcher.consume_tokens([draft.tokens[i]]):
+                raise GrammarError(reason(self._matcher.get_error()))
+            taken.append(i)
 
     def take(self, tokens: Sequence[int]) -> None:
         """Goes on by committed tokens. Raises GrammarError when they do not fit, which a correct mask leaves impossible

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from service.engine.cost import ForwardCost
 from service.engine.drafting import Situation, Trial, allot
 from service.engine.request import AnyRequest, TextRequest
-from service.procedures.types import LatentRow, TokenRow
+from service.procedures.types import Draft, LatentRow, TokenRow
 from service.workers.block_pool import BlockPool
 
 
@@ -186,7 +186,7 @@ class Lane:
         size = sum(_needed(r, rows) for r, rows in short)
         tokens = sum(1 for _, rows in short if isinstance(rows[-1], TokenRow) and rows[-1].wanted)
         line, left = self.cost.line(), max(0, room - size)
-        gains = [r.gains(_drafts(rows), pays) for r, rows in drafting]
+        gains = [r.gains(_draft(rows), pays) for r, rows in drafting]
         counts = dict(zip((r.id for r, _ in drafting), allot(line, size, tokens, left, gains), strict=True))
         wishes = [r.wishes(pays) for r, _ in drafting]
         size -= sum(_asks(rows) for _, rows in drafting)
@@ -231,6 +231,11 @@ def _situation(rows: int, drafting: Sequence[TextRequest]) -> Situation:
 def _drafts(rows: list[TokenRow] | list[LatentRow]) -> int:
     last = rows[-1]
     return last.drafts if isinstance(last, TokenRow) else 0
+
+
+def _draft(rows: list[TokenRow] | list[LatentRow]) -> Draft:
+    last = rows[-1]
+    return last.draft() if isinstance(last, TokenRow) else Draft((), ())
 
 
 def _guessing(rows: list[TokenRow] | list[LatentRow], count: int) -> list[TokenRow] | list[LatentRow]:

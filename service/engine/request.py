@@ -27,10 +27,10 @@ from service.engine.messages import (
     Tokens,
 )
 from service.engine.scoring import Scoring, logprobs
-from service.procedures.drafts import accepted
+from service.procedures.drafts import accepted, comb, deepest
 from service.procedures.registry import PROCEDURES
 from service.procedures.speculative import KEEPING, SpeculativeParameters
-from service.procedures.types import TokenProcedure, TokenRow, TokenState
+from service.procedures.types import Draft, TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
 from service.workers.types import Deferred, Draws, TokenRead
 
@@ -38,7 +38,8 @@ from service.workers.types import Deferred, Draws, TokenRead
 @dataclass(slots=True, eq=False)
 class TextRequest(Request):
     """Expands a prompt. `grammar` is where it stands in the one it must follow; `drawing` says how its tokens are drawn. Of a
-    request that drafts, `drafter` guesses up to `draft_tokens`, of which the lane asks the worker for `drafting` next.
+    request that drafts, `drafter` guesses up to `draft_tokens` a branch and `width` at a place. `shape` is the tree of all of
+    these, best first, of which the lane wants the first `drafting` next.
     `scoring` comes first, where the prompt's own log-probabilities are asked for.
 
     Positions before `reached` were computed or shared once; those of the prompt among them count as `prefilled` or as
@@ -55,6 +56,8 @@ class TextRequest(Request):
     drawing: Drawing = msgspec.UNSET  # type: ignore[assignment]
     drafter: str = ""
     draft_tokens: int = 0
+    width: int = 1
+    shape: Draft = field(default_factory=lambda: Draft((), ()))
     drafting: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -89,6 +92,9 @@ class TextRequest(Request):
         if isinstance(parameters, SpeculativeParameters):
             request.drafter, request.draft_tokens = parameters.drafter, parameters.draft_tokens or 0
             request.adaptive = parameters.adaptive
+            request.width = parameters.width
+            chain = (0,) * request.draft_tokens
+            request.shape = comb(chain, [(0,) * (request.width - 1)] * request.draft_tokens)
             request.table.root = parameters.drafter.encode() if parameters.drafter in KEEPING else b""
         return request
 
@@ -105,21 +111,24 @@ class TextRequest(Request):
         if self.scoring is not None and self.owes_scores:
             return [self.scoring.propose(self.state)]
         rows = self.procedure.propose(self.state)
-        last = rows[-1]
-        if last.drafts:
-            rows[-1] = last.with_drafts(self.drawing.worth(self.state, last.draft().tokens))
+        draft = rows[-1].draft()
+        best = self.acceptance.arranged(self.drawing.worth(self.state, draft))
+        if best != draft:
+            self.state.draft = best
+            return self.procedure.propose(self.state)
         return rows
 
-    def gains(self, count: int, pays: bool) -> list[float]:
-        """What each of so many guesses gains, in tokens of output. `pays`: whether guessing does, of late; whoever wants its
+    def gains(self, draft: Draft, pays: bool) -> list[float]:
+        """What each of the guesses gains, in tokens of output. `pays`: whether guessing does, of late; whoever wants its
         guesses whatever they cost is given all of them."""
         if not self.adaptive:
-            return [float("inf")] * count
-        return self.acceptance.gains(count) if pays else []
+            return [float("inf")] * len(draft.tokens)
+        return self.acceptance.gains(draft) if pays else []
 
     def wishes(self, pays: bool) -> list[float]:
         """The same of the next move's, a token computed: by masks one costs several."""
-        gains = self.gains(self.draft_tokens, pays)
+        self.shape = self.acceptance.arranged(self.shape)
+        gains = self.gains(self.shape, pays)
         cost = (self.procedure.scratch(self.draft_tokens + 1) / self.draft_tokens) if self.drafter == "mask" else 1.0
         return [gain / cost for gain in gains]
 
@@ -130,8 +139,8 @@ class TextRequest(Request):
         return len(self.state.tokens) + self.procedure.scratch(self.state.limit - len(self.state.tokens))
 
     def ahead(self) -> int:
-        """Positions behind its next move that its drafter may write."""
-        return self.drafting if self.drafter in KEEPING else 0
+        """How many tokens behind its next move its drafter may guess, and positions that it may write."""
+        return deepest(self.shape.head(self.drafting)) if self.drafter in KEEPING else 0
 
     @property
     def shareable(self) -> int:
@@ -184,7 +193,7 @@ class TextRequest(Request):
         """How the first wanted position of these rows is drawn, and what follows each of their guesses."""
         if not rows[-1].wanted or rows[-1].scored:
             return [self.drawing.plain]
-        draws = self.drawing.behind(self.state, rows[-1].draft().tokens)
+        draws = self.drawing.behind(self.state, rows[-1].draft())
         # What masks guess behind a guess is drawn as the token behind it is.
         return draws + [draw for draw in draws for _ in range(rows[-1].masks - 1)]
 
@@ -193,19 +202,20 @@ class TextRequest(Request):
         state = self.state
         before = len(state.tokens)
         self.forwards += 1
-        taken = 0
         if self.scoring is not None and self.owes_scores:
             return self._score(self.scoring, rows[0], read, now)
+        draft = rows[-1].draft()
+        path = accepted(draft, [reading.token for reading in read.readings]) if draft.tokens and whole else ()
         if whole:
             self.procedure.fold(state, read.readings)
-            taken = len(state.tokens) - before - 1
-            self._account(rows[-1].drafts, taken)
+            self._account(draft, path)
         if read.draft is not None:
             state.draft = read.draft
         for row in rows:
             if row.keep:
                 assert state.keeps(row), "what is kept must depend on the tokens before it, or of its block, alone"
-                computed = _branch(row, read) if row.mode == "tree" else row.tokens
+                # Of a tree the last committed token and the right guesses lie at their positions.
+                computed = (row.tokens[0], *(draft.tokens[i] for i in path)) if row.mode == "tree" else row.tokens
                 state.cached = row.start + _agreeing(computed, state.tokens[row.start : row.start + len(computed)])
         self.prefilled += self._reach()
         fresh = state.tokens[before:]
@@ -234,8 +244,9 @@ class TextRequest(Request):
         events: list[FromEngine] = []
         if fresh:
             self.first_output = self.first_output or now
-            drafted = rows[-1].drafts if self.drafter else None
-            events.append(Tokens(self.id, fresh, logprobs(read.readings[: len(fresh)]), drafted, min(len(fresh), taken)))
+            readings = [read.readings[1 + i] for i in (-1, *path)] if draft.tokens else read.readings
+            drafted = len(draft.tokens) if self.drafter else None
+            events.append(Tokens(self.id, fresh, logprobs(readings[: len(fresh)]), drafted, min(len(fresh), len(path))))
         events += ended
         if self.finished is not None:
             events.append(self.end(self.finished, now))
@@ -251,12 +262,11 @@ class TextRequest(Request):
             events.append(self.end("length", now))
         return events
 
-    def _account(self, drafts: int, accepted: int) -> None:
-        """A forward verified that many guesses; `accepted` tokens came with the model's own."""
-        if drafts:
-            self.drafted += drafts
-            self.accepted += accepted
-        self.acceptance.observe(accepted, drafts)
+    def _account(self, draft: Draft, path: Sequence[int]) -> None:
+        """A forward verified these guesses; the tokens of `path` came with the model's own."""
+        self.drafted += len(draft.tokens)
+        self.accepted += len(path)
+        self.acceptance.observe(draft, path)
 
     def end(self, reason: FinishReason, now: float) -> Done:
         generated = self.state.generated
@@ -269,12 +279,6 @@ class TextRequest(Request):
 
 
 AnyRequest = TextRequest | ImageRequest
-
-
-def _branch(row: TokenRow, read: TokenRead) -> tuple[int, ...]:
-    """The tokens of a tree whose keys and values lie at their positions: the last committed one and the right guesses."""
-    draft = row.draft()
-    return (row.tokens[0], *(draft.tokens[i] for i in accepted(draft, [reading.token for reading in read.readings])))
 
 
 def _agreeing(computed: Sequence[int], committed: Sequence[int]) -> int:

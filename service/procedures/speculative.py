@@ -15,10 +15,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from service.procedures.drafts import accepted
+from service.procedures.drafts import accepted, within
 from service.procedures.prompt_lookup import PromptLookup
 from service.procedures.types import Draft, Reading, TokenRow, TokenState
 
+MOST_OF_A_TREE = 63
+"""Guesses, so that they and the last committed token are the 64 tokens of a tree."""
 MOST_BY_MASKS = 6
 """Guesses, so that they and a bundle of masks behind each fit into the 64 tokens of a tree."""
 KEEPING = ("draft_model", "heads")
@@ -43,6 +45,13 @@ class SpeculativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=T
     adaptive: Annotated[
         bool, Meta(description="false: as many guesses as there are, also where they cost more than they save")
     ] = True
+    width: Annotated[
+        int,
+        Meta(
+            ge=1, le=4, description="guesses at one place, of which the best goes on as the others do not (by ngram all do); "
+            "with draft_tokens a branch, 63 in all; by masks 1"
+        ),
+    ] = 1
     ngram_min: (
         Annotated[int, Meta(ge=1, le=8, description="fewest tokens alike, by the drafter ngram; 2 by default")] | None
     ) = None
@@ -57,6 +66,10 @@ class SpeculativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=T
         assert self.draft_tokens is not None
         if self.drafter == "mask" and self.draft_tokens > MOST_BY_MASKS:
             raise ValueError(f"`draft_tokens` must be at most {MOST_BY_MASKS} by the drafter mask")
+        if self.drafter == "mask" and self.width > 1:
+            raise ValueError("`width` must be 1 by the drafter mask")
+        if self.draft_tokens * self.width > MOST_OF_A_TREE:
+            raise ValueError(f"`width` times draft_tokens, {self.draft_tokens}, must be at most {MOST_OF_A_TREE}")
         if self.drafter != "ngram":
             for name in ("ngram_min", "ngram_max"):
                 if getattr(self, name) is not None:
@@ -78,19 +91,22 @@ class Speculative:
         self._lookup: PromptLookup | None = None
         if parameters.drafter == "ngram":
             assert parameters.ngram_min is not None and parameters.ngram_max is not None
-            self._lookup = PromptLookup(parameters.ngram_min, parameters.ngram_max)
+            self._lookup = PromptLookup(parameters.ngram_min, parameters.ngram_max, parameters.width)
 
     def propose(self, state: TokenState) -> list[TokenRow]:
-        most = self._most(state.limit - len(state.tokens))
-        if self.parameters.drafter == "mask":
-            return self._with_masks(state, most)
+        room = state.limit - len(state.tokens)
+        most = self._most(room)
         if state.draft is None and self._lookup is not None:
-            state.draft = Draft.chain(self._lookup.guess(state.tokens, most))
+            state.draft = self._lookup.guess(state.tokens, most)
+        if state.draft is not None:
+            state.draft = within(state.draft, most).head(self.scratch(room))
+        guesses = state.draft or Draft((), ())
+        if self.parameters.drafter == "mask" or not guesses.is_chain:
+            return self._tree(state, guesses)
         row = state.uncached_row(wanted=True)
-        guesses = state.draft.head(most).tokens if state.draft is not None else ()
         first = row.wanted[0]
-        wanted = tuple(range(first, first + len(guesses) + 1))
-        return [replace(row, tokens=row.tokens + guesses, wanted=wanted, drafts=len(guesses))]
+        wanted = tuple(range(first, first + len(guesses.tokens) + 1))
+        return [replace(row, tokens=row.tokens + guesses.tokens, wanted=wanted, drafts=len(guesses.tokens))]
 
     def fold(self, state: TokenState, readings: list[Reading]) -> None:
         """`readings` are those behind the last committed token and behind every guess that the forward verified."""
@@ -106,10 +122,11 @@ class Speculative:
         state.draft = Draft.chain(tuple(drawn[behind : behind + bundle])) if bundle else None
 
     def scratch(self, room: int) -> int:
-        """Guesses, and by masks the bundles behind all of them and behind the last committed token."""
+        """Guesses, whose places do not go beyond the limit; but by masks the bundles behind all of them and behind the last
+        committed token too."""
         if self.parameters.drafter == "mask":
             return (1 + self._limit) * (1 + self._bundle) - 1
-        return self._most(room)
+        return max(0, min(self._limit * self.parameters.width, room - 1))
 
     @property
     def _limit(self) -> int:
@@ -125,10 +142,13 @@ class Speculative:
         """One token fewer than there is room for is guessed: the last is the model's own."""
         return max(0, min(self._limit, room - 1))
 
-    def _with_masks(self, state: TokenState, most: int) -> list[TokenRow]:
-        """A forward that verifies guesses and makes the next ones: masks follow each place where the guesses may turn wrong."""
-        assert state.mask_token is not None
+    def _tree(self, state: TokenState, guesses: Draft) -> list[TokenRow]:
+        """A forward that verifies guesses of several branches. With masks it makes the next ones too: they follow each place
+        where the guesses may turn wrong."""
+        masks, mask_token = 0, 0
+        if self.parameters.drafter == "mask":
+            assert state.mask_token is not None
+            masks, mask_token = self._bundle, state.mask_token
         uncached, start = state.uncached_row(wanted=False), len(state.tokens) - 1
         before = [uncached.head(len(uncached.tokens) - 1)] if len(uncached.tokens) > 1 else []
-        guesses = (state.draft or Draft((), ())).head(most)
-        return [*before, TokenRow.tree(state.tokens[-1], start, guesses, self._bundle, state.mask_token)]
+        return [*before, TokenRow.tree(state.tokens[-1], start, guesses, masks, mask_token)]

@@ -189,6 +189,10 @@ class Draft:
     def chain(cls, tokens: tuple[int, ...]) -> Self:
         return cls(tokens, tuple(range(-1, len(tokens) - 1)))
 
+    @property
+    def is_chain(self) -> bool:
+        return all(parent == i - 1 for i, parent in enumerate(self.parents))
+
     def head(self, count: int) -> Draft:
         """The first `count` guesses."""
         return self if count >= len(self.tokens) else Draft(self.tokens[:count], self.parents[:count])

@@ -8,7 +8,7 @@ turn out right depends on a drafter; whatever it gives, also numbers that are no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -16,14 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from service.models.heads import FeatureModule, MedusaHeads
-from service.procedures.types import Axis, TokenRow
+from service.procedures.drafts import comb
+from service.procedures.types import Axis, Draft, TokenRow
 from service.workers.forward import Forward
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
 from service.workers.types import Deferred, Draws, TokenMove
 
-Draw = Callable[[Sequence[Draws], Tensor, Sequence[int]], Tensor]
-"""From how rows are drawn, their logits [R, vocabulary] and the positions of the tokens to tokens int64 [R]."""
+Draw = Callable[[Sequence[Draws], Tensor, Sequence[int], Sequence[int]], list[list[int]]]
+"""From how rows are drawn, their logits [R, vocabulary], the positions of the tokens and how many are wanted for each of them
+to these tokens, best first."""
 
 MOST_DEFERRED = 32
 """Positions that are put off: the price is that so many of a text's last ones may be missing where it is shared later."""
@@ -33,7 +35,7 @@ MOST_DEFERRED = 32
 class Continuation:
     """A request behind a forward. `tokens` are committed and stand at `start`, start + 1, ...; the first went through the
     forward, whose states of them have the indices `states`, and one more may have come of it. `count` guesses of what
-    comes behind them are wanted. `deferred` is what was put off before."""
+    comes behind them are wanted, and `width` at each place. `deferred` is what was put off before."""
 
     blocks: list[int]
     draws: Draws
@@ -42,6 +44,15 @@ class Continuation:
     states: tuple[int, ...]
     count: int
     deferred: Deferred
+    width: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """One request's: a chain, and what could stand in place of each of it."""
+
+    chain: list[int] = field(default_factory=list)
+    others: list[list[int]] = field(default_factory=list)
 
 
 class Drafter(Protocol):
@@ -49,8 +60,8 @@ class Drafter(Protocol):
 
     reads_states: bool
 
-    def draft(self, continuations: Sequence[Continuation], states: Tensor | None) -> list[tuple[int, ...]]:
-        """At most `count` guesses for each. `states` are the forward's, [N, d], if this drafter reads them."""
+    def draft(self, continuations: Sequence[Continuation], states: Tensor | None) -> list[Draft]:
+        """For each no branch of more than `count` guesses. `states` are the forward's, [N, d], if this drafter reads them."""
         ...
 
     def clear(self, blocks: list[int]) -> None:
@@ -67,18 +78,17 @@ class MedusaDrafter:
         self._heads = heads
         self._draw = draw
 
-    def draft(self, continuations: Sequence[Continuation], states: Tensor | None) -> list[tuple[int, ...]]:
+    def draft(self, continuations: Sequence[Continuation], states: Tensor | None) -> list[Draft]:
         assert states is not None
-        guesses: list[list[int]] = [[] for _ in continuations]
+        guesses = [Guesses() for _ in continuations]
         for head in range(self._heads.depths):
-            going = [i for i, one in enumerate(continuations) if one.count > head == len(guesses[i])]
+            going = [i for i, one in enumerate(continuations) if one.count > head == len(guesses[i].chain)]
             if not going:
                 break
             features = states[[continuations[i].states[-1] for i in going]]
             places = [continuations[i].start + len(continuations[i].tokens) + head for i in going]
-            draws = [continuations[i].draws for i in going]
-            _extend(guesses, going, self._heads.logits(features, head), draws, places, self._draw)
-        return [tuple(tokens) for tokens in guesses]
+            _extend(guesses, continuations, going, self._heads.logits(features, head), places, self._draw)
+        return [comb(each.chain, each.others) for each in guesses]
 
     def clear(self, blocks: list[int]) -> None:
         pass
@@ -105,8 +115,8 @@ class CachedDrafter:
         self._draw = draw
         self._module = module
 
-    def draft(self, continuations: Sequence[Continuation], states: Tensor | None) -> list[tuple[int, ...]]:
-        guesses: list[list[int]] = [[] for _ in continuations]
+    def draft(self, continuations: Sequence[Continuation], states: Tensor | None) -> list[Draft]:
+        guesses = [Guesses() for _ in continuations]
         ahead = 1 if self._module is not None else 0
         going: list[int] = []
         moves: list[TokenMove] = []
@@ -135,22 +145,23 @@ class CachedDrafter:
             reading = [i for i, move in zip(going, moves, strict=True) if move.rows[0].wanted]
             if not reading:
                 break
-            draws = [continuations[i].draws for i in reading]
-            places = [continuations[i].start + len(continuations[i].tokens) + len(guesses[i]) for i in reading]
-            before = [len(guesses[i]) for i in reading]
-            _extend(guesses, reading, self._fitted(output.logits), draws, places, self._draw)
+            before = [len(guesses[i].chain) for i in reading]
+            places = [
+                continuations[i].start + len(continuations[i].tokens) + had for i, had in zip(reading, before, strict=True)
+            ]
+            _extend(guesses, continuations, reading, self._fitted(output.logits), places, self._draw)
             kept = []
             following = []
             for at, (i, had) in enumerate(zip(reading, before, strict=True)):
                 one = continuations[i]
                 place = one.start + len(one.tokens) - ahead + had
-                if had < len(guesses[i]) < one.count and place < self._room(one):
+                if had < len(guesses[i].chain) < one.count and place < self._room(one):
                     kept.append(at)
-                    following.append(_move(one, (guesses[i][-1],), place, True))
+                    following.append(_move(one, (guesses[i].chain[-1],), place, True))
             if output.states is not None:
                 last = output.states[[packed.wanted[at] for at in kept]]
             going, moves = [reading[at] for at in kept], following
-        return [tuple(tokens) for tokens in guesses]
+        return [comb(each.chain, each.others) for each in guesses]
 
     def clear(self, blocks: list[int]) -> None:
         self._cache.clear(blocks)
@@ -200,10 +211,14 @@ def _move(one: Continuation, tokens: tuple[int, ...], start: int, wanted: bool) 
 
 
 def _extend(
-    guesses: list[list[int]], going: Sequence[int], logits: Tensor, draws: Sequence[Draws], places: Sequence[int], draw: Draw
-) -> None:
-    """One guess more of each request, but where the logits are not finite: that one's draft ends."""
+    guesses: list[Guesses], continuations: Sequence[Continuation], going: Sequence[int], logits: Tensor,
+    places: Sequence[int], draw: Draw,
+) -> None:  # fmt: skip
+    """Guesses at one place more of each request, but where the logits are not finite: that one's draft ends."""
     sound = torch.isfinite(logits.sum(dim=-1)).tolist()
-    for i, token, whole in zip(going, draw(draws, logits, places).tolist(), sound, strict=True):
+    asking = [continuations[i] for i in going]
+    drawn = draw([one.draws for one in asking], logits, places, [one.width for one in asking])
+    for i, tokens, whole in zip(going, drawn, sound, strict=True):
         if whole:
-            guesses[i].append(token)
+            guesses[i].chain.append(tokens[0])
+            guesses[i].others.append(tokens[1:])

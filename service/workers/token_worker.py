@@ -16,7 +16,7 @@ from kernels.token_sampling import add_bias, apply_bitmask, draw_tokens, penalis
 from service.models.decoder import Decoder
 from service.models.heads import FeatureModule, Heads, MedusaHeads
 from service.procedures.drafts import accepted
-from service.procedures.types import Draft, Reading, TokenRow
+from service.procedures.types import Reading, TokenRow
 from service.workers.block_pool import BlockPool
 from service.workers.drafters import CachedDrafter, Continuation, Drafter, MedusaDrafter
 from service.workers.fastest_forward import fastest_forward
@@ -102,10 +102,10 @@ class TokenWorker:
             if move.drafter == name and isinstance(outcome, TokenRead):
                 continued[i] = _continuation(move, outcome, at - len(move.rows[-1].tokens))
         drafts = drafter.draft(list(continued.values()), states) if continued else []
-        for i, tokens in zip(continued, drafts, strict=True):
+        for i, draft in zip(continued, drafts, strict=True):
             outcome = outcomes[i]
             assert isinstance(outcome, TokenRead)
-            outcomes[i] = replace(outcome, draft=Draft.chain(tokens) if tokens else None)
+            outcomes[i] = replace(outcome, draft=draft if draft.tokens else None)
 
     def _settle(self, moves: Sequence[TokenMove], outcomes: Sequence[TokenOutcome]) -> None:
         """Bring what was computed of the right guesses of a tree to their positions."""
@@ -180,14 +180,28 @@ class TokenWorker:
             at += count
         return outcomes
 
-    def _guess(self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int]) -> Tensor:
-        """A token a row of a drafter's logits; what a grammar allows behind guesses is not known to it."""
-        return self._draw([replace(draw, allowed=b"") if draw.allowed else draw for draw in draws], logits, numbers)[0]
+    def _guess(
+        self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int], widths: Sequence[int]
+    ) -> list[list[int]]:
+        """Tokens for each row of a drafter's logits, which are changed, best first: each is what would be drawn if those
+        before it were banned. What a grammar allows behind guesses is not known to it."""
+        draws = [replace(draw, allowed=b"") if draw.allowed else draw for draw in draws]
+        guesses = [[token] for token in self._draw(draws, logits, numbers)[0].tolist()]
+        for rank in range(1, max(widths, default=1)):
+            rows = [i for i, width in enumerate(widths) if width > rank]
+            logits[rows, [guesses[i][-1] for i in rows]] = float("-inf")
+            next_best = self._choose([draws[i] for i in rows], logits[rows], [numbers[i] for i in rows])[0]
+            for i, token in zip(rows, next_best.tolist(), strict=True):
+                guesses[i].append(token)
+        return guesses
 
     def _draw(self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """One token a row of the logits, which are changed, and its plain probability."""
         logits[:, self._never] = float("-inf")
         self._adjust(draws, [number & 0xFFFFFFFF for number in numbers], logits)
+        return self._choose(draws, logits, numbers)
+
+    def _choose(self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         return draw_tokens(
             logits,
             torch.tensor([draw.temperature for draw in draws], device=self.device),
@@ -269,4 +283,4 @@ def _continuation(move: TokenMove, read: TokenRead, at: int) -> Continuation:
         count, draws = move.drafting, move.every_draw()[last]
     elif move.following is not None:
         tokens += (move.following,)
-    return Continuation(move.blocks, draws, row.start, tokens, tuple(states), count, move.deferred)
+    return Continuation(move.blocks, draws, row.start, tokens, tuple(states), count, move.deferred, move.width)

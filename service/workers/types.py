@@ -60,8 +60,8 @@ class TokenMove:
 
     `draws` says how the wanted positions of the last row are drawn, or only the first of them where `later` has one for
     each of the others. `drafting` asks `drafter` for that many guesses of what comes behind the token that this move adds
-    to the committed ones; `following` is the token behind the rows where that is known already, as in a prompt; `deferred` is
-    what the drafter has put off.
+    to the committed ones, and for `width` at each of their places; `following` is the token behind the rows where that is
+    known already, as in a prompt; `deferred` is what the drafter has put off.
     """
 
     rows: tuple[TokenRow, ...]
@@ -72,6 +72,7 @@ class TokenMove:
     drafter: str = ""
     following: int | None = None
     deferred: Deferred = field(default_factory=Deferred)
+    width: int = 1
 
     def every_draw(self) -> list[Draws]:
         """One a wanted position of the last row."""

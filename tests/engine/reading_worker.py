@@ -13,6 +13,7 @@ from itertools import count
 from service.engine.lane import Lane, Limits
 from service.engine.loop import Engine, Served
 from service.engine.messages import ModelCard
+from service.procedures.drafts import accepted, branch
 from service.procedures.types import Reading, TokenRow
 from service.workers.block_pool import BlockPool
 from service.workers.types import RowError, TokenMove, TokenOutcome, TokenRead
@@ -56,8 +57,10 @@ class ReadingWorker:
 
     def _row(self, move: TokenMove, row: TokenRow) -> list[Reading]:
         seen = self._memory[self._slot(move, row.start - 1)] if row.start else b""
-        chains = []
+        draft, chains = row.draft(), []
         for offset, token in enumerate(row.tokens):
+            if row.mode == "tree" and offset:
+                seen = chains[1 + draft.parents[offset - 1]]
             seen = digest(seen, token)
             chains.append(seen)
             self._memory[self._slot(move, row.start + offset)] = seen if row.keep else b"scratch"
@@ -66,8 +69,12 @@ class ReadingWorker:
         for place, offset in enumerate(row.wanted):
             # A causal token depends on all before it, as memory has them; one of a block on the whole block too.
             last = row.start + (offset + 1 if row.mode == "causal" else 0)
-            seen_there = b"".join(self._memory[self._slot(move, position)] for position in range(last))
-            number = digest(seen_there, chains[-1] if row.mode == "block" else 0, move.draws.seed, row.start + offset, row.draw)
+            places = list(range(last))
+            if row.mode == "tree":
+                places += [row.start, *(row.start + 1 + i for i in branch(draft, offset - 1))]
+            seen_there = b"".join(self._memory[self._slot(move, position)] for position in places)
+            own = chains[-1] if row.mode == "block" else 0
+            number = digest(seen_there, own, move.draws.seed, row.positions[offset], row.draw)
             if row.scored:
                 # As likely as all that it finds in memory says.
                 told = digest(seen_there, row.scored[place])
@@ -78,6 +85,10 @@ class ReadingWorker:
             readings.append(
                 Reading(1 + number[0] % (VOCABULARY - 1), number[1] / 255, logprob, entropy=measures[0], margin=measures[1])
             )
+        if row.mode == "tree":
+            path = accepted(draft, [reading.token for reading in readings])
+            for depth, i in enumerate(path, 1):
+                self._memory[self._slot(move, row.start + depth)] = chains[1 + i]
         return readings
 
     def _slot(self, move: TokenMove, position: int) -> int:

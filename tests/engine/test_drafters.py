@@ -46,8 +46,8 @@ def submits() -> list[Submit]:
     return made
 
 
-def drafted(submit: Submit, kind: str) -> Submit:
-    parameters = {"drafter": KINDS[kind], "draft_tokens": 4, "adaptive": False}
+def drafted(submit: Submit, kind: str, width: int = 1) -> Submit:
+    parameters = {"drafter": KINDS[kind], "draft_tokens": 4, "width": width, "adaptive": False}
     return Submit(submit.id, submit.model, "speculative", parameters, submit.seed, submit.work, submit.arrived)
 
 
@@ -77,6 +77,23 @@ def test_who_is_set_back_in_the_middle_of_a_draft_writes_the_same(kind: str, tmp
     assert tight.gauges().kv_blocks["text"][0] == 0
 
 
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("kind", ["mtp", "medusa", "draft_model"])
+def test_trees_of_guesses_give_the_text_of_plain_decoding_too(kind: str, width: int, tmp_path: Path) -> None:
+    plain = finish_all(engine_with(tmp_path, kind), submits())
+    mixed = [submit if i % 4 == 3 else drafted(submit, kind, width if i % 4 else 1) for i, submit in enumerate(submits())]
+    engine = engine_with(tmp_path, kind, token_budget=48)
+    for turn in ("first", "found in the cache"):
+        together = finish_all(engine, mixed)
+        assert not together.failed and together.tokens == plain.tokens, turn
+    block = {"medusa": 2, "mtp": 3, "draft_model": 4}[kind] * 2 * 4 * 2 * 8 * 4
+    tight = engine_with(tmp_path, kind, f",kv_memory={36 * block}")
+    together = finish_all(tight, [drafted(submit, kind, width) for submit in submits()])
+    assert not together.failed and together.tokens == plain.tokens
+    assert tight.gauges().preemptions["text"] > 0
+    assert sum(done.usage.accepted_tokens or 0 for done in together.done.values()) > 0
+
+
 def test_a_model_that_drafts_for_itself_is_right_in_every_forward(tmp_path: Path) -> None:
     work = TextWork(list(SHARED), 41, Sampling(temperature=1.0), ignore_eos=True)
     submit = Submit("x", "text", "speculative", {"drafter": "draft_model", "draft_tokens": 4, "adaptive": False}, 3, work, 0.0)
@@ -100,6 +117,17 @@ def test_the_card_names_the_drafters_and_others_are_refused(tmp_path: Path) -> N
     assert card.drafters == ["ngram", "mask", "heads"]
     with pytest.raises(InvalidField, match="text has no drafter draft_model; it has: ngram, mask, heads"):
         procedure_parameters(card, {"name": "speculative", "drafter": "draft_model"})
+
+
+def test_a_second_guess_at_every_place_makes_longer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build_engine(Settings(models=["shakespeare"], threads=1, kv_memory=8 << 20))
+    work = TextWork(list(b"ROMEO:\n"), 400, Sampling(temperature=1.0))
+    forwards = []
+    for width in (1, 2, 4):
+        parameters = {"drafter": "heads", "draft_tokens": 4, "width": width, "adaptive": False}
+        asked = [Submit(f"{i}", "shakespeare", "speculative", parameters, i, work, 0.0) for i in range(4)]
+        forwards.append(sum(done.usage.forwards or 0 for done in finish_all(engine, asked).done.values()))
+    assert forwards[1] < 0.97 * forwards[0] and forwards[2] < forwards[1]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from service.engine.cost import ForwardCost
 from service.engine.drafting import PROBE_FORWARDS, Acceptance, Trial, allot
+from service.procedures.drafts import comb
+from service.procedures.types import Draft
 
 GOOD = [0.8**depth for depth in range(1, 9)]
 BAD = [0.05**depth for depth in range(1, 9)]
+
+
+def chain(count: int) -> Draft:
+    return Draft.chain((0,) * count)
 
 
 def test_alone_and_cheap_many_are_verified_and_fewer_the_dearer_a_token_is() -> None:
@@ -44,18 +50,36 @@ def test_what_is_verified_has_the_highest_goodput_of_all_choices() -> None:
 
 def test_acceptance_is_learnt_forgotten_and_tried_again() -> None:
     one = Acceptance()
-    assert one.gains(3)[0] > 0.8, "a request begins with confidence"
+    assert one.gains(chain(3))[0] > 0.8, "a request begins with confidence"
     for _ in range(30):
-        one.observe(0, 4)
-    assert one.gains(1)[0] < 0.1 and allot((1.0, 0.2), 1, 1, 100, [one.gains(4)]) == [0]
+        one.observe(chain(4), ())
+    assert one.gains(chain(1))[0] < 0.1 and allot((1.0, 0.2), 1, 1, 100, [one.gains(chain(4))]) == [0]
     for _ in range(PROBE_FORWARDS):
-        one.observe(0, 0)
-    assert allot((1.0, 0.2), 1, 1, 100, [one.gains(4)]) == [1], "one guess is tried now and then"
-    one.observe(0, 1)
-    assert allot((1.0, 0.2), 1, 1, 100, [one.gains(4)]) == [0]
+        one.observe(chain(0), ())
+    assert allot((1.0, 0.2), 1, 1, 100, [one.gains(chain(4))]) == [1], "one guess is tried now and then"
+    one.observe(chain(1), ())
+    assert allot((1.0, 0.2), 1, 1, 100, [one.gains(chain(4))]) == [0]
     for _ in range(60):
-        one.observe(4, 4)
-    assert one.gains(2)[1] > 0.8
+        one.observe(chain(4), (0, 1, 2, 3))
+    assert one.gains(chain(2))[1] > 0.8
+
+
+def test_the_guesses_of_a_tree_are_in_order_of_what_they_gain_and_what_is_beside_them_is_learnt_by_itself() -> None:
+    one, tree = Acceptance(), comb((1, 2, 3), [(11,), (12,), (13,)])
+    for _ in range(200):
+        one.observe(tree, (0, 1, 2))
+    assert one.arranged(tree).tokens[:3] == (1, 2, 3), "where the first guess is always right the chain comes first"
+    for _ in range(100):
+        one.observe(tree, (3,))
+        one.observe(tree, (0, 4))
+    best = one.arranged(tree)
+    assert best.tokens[:2] == (1, 11) and one.arranged(best) == best
+    gains = one.gains(best)
+    assert gains == sorted(gains, reverse=True)
+    assert abs(gains[0] - 1 / 3) < 0.1 and abs(gains[0] - gains[1]) < 1e-9, "never more than the guess before it at its place"
+    for _ in range(100):
+        one.observe(tree, ())
+    assert one.gains(tree)[0] < 0.05 and one.gains(tree)[3] < 0.05
 
 
 def test_the_line_of_a_forwards_cost_is_found() -> None:

@@ -51,12 +51,14 @@ def test_openai_routes_take_the_procedure_and_stream_the_text(server: Server) ->
 def test_parameters_are_listed_and_wrong_ones_are_refused_by_name(server: Server) -> None:
     listed = {p["name"]: p for p in httpx.get(server.url + "/v1/procedures").json()["data"]}
     assert listed["speculative"]["models"] == ["shakespeare"] and listed["speculative"]["needs"] == ["next(tokens)"]
-    assert {"drafter", "draft_tokens", "ngram_min", "ngram_max"} <= set(json.dumps(listed["speculative"]).split('"'))
+    assert {"drafter", "draft_tokens", "width", "ngram_min", "ngram_max"} <= set(json.dumps(listed["speculative"]).split('"'))
     for wrong, field in (
         ({"drafter": "oracle"}, "procedure.drafter"),
+        ({"width": 5}, "procedure.width"),
+        ({"drafter": "mask", "width": 2}, "procedure.width"),
+        ({"draft_tokens": 32, "width": 2}, "procedure.width"),
         ({"draft_tokens": 0}, "procedure.draft_tokens"),
         ({"ngram_min": 5, "ngram_max": 2}, "procedure.ngram_max"),
-        ({"width": 3}, "procedure.width"),
     ):
         body = TEXT | {"procedure": {"name": "speculative", **wrong}, "stream": False}
         answer = httpx.post(server.url + "/v1/generate", json=body)

@@ -23,6 +23,8 @@ pytest.importorskip("transformers")
 DRAFTERS: dict[str, dict[str, Any]] = {
     "ngram": {"drafter": "ngram", "ngram_min": 1, "draft_tokens": 5, "adaptive": False},
     "draft_model": {"drafter": "draft_model", "draft_tokens": 3, "adaptive": False},
+    "ngram tree": {"drafter": "ngram", "ngram_min": 1, "draft_tokens": 5, "width": 2, "adaptive": False},
+    "draft_model tree": {"drafter": "draft_model", "draft_tokens": 3, "width": 4, "adaptive": False},
 }
 PROMPTS = [[5, 6, 7, 8] * 6, [9, 10, 9, 10, 11] * 3, list(range(20, 60))]
 

@@ -7,17 +7,28 @@ import random
 import msgspec
 import pytest
 
+from service.procedures.drafts import comb
 from service.procedures.prompt_lookup import PromptLookup
 from service.procedures.speculative import Speculative, SpeculativeParameters
 from service.procedures.types import Draft, Reading, TokenState
 
 
 def test_the_text_behind_the_last_occurrence_of_the_longest_run_is_guessed() -> None:
-    assert PromptLookup(1, 3).guess([1, 2, 3, 9, 8, 7, 2, 3, 5, 5, 1, 2, 3], 3) == (9, 8, 7), "three alike beat two"
-    assert PromptLookup(1, 2).guess([1, 2, 3, 9, 8, 7, 2, 3, 5, 5, 1, 2, 3], 3) == (5, 5, 1), "the last of those with two"
-    assert PromptLookup(2, 3).guess([1, 2, 3, 4, 1], 3) == (), "one alike is too few"
-    assert PromptLookup(1, 3).guess([4, 1, 2, 1, 2], 5) == (1, 2, 1, 2, 1), "a loop is continued"
-    assert PromptLookup(1, 3).guess([], 5) == () and PromptLookup(1, 3).guess([4], 5) == ()
+    text = [1, 2, 3, 9, 8, 7, 2, 3, 5, 5, 1, 2, 3]
+    assert PromptLookup(1, 3).guess(text, 3) == Draft.chain((9, 8, 7)), "three alike beat two"
+    assert PromptLookup(1, 2).guess(text, 3) == Draft.chain((5, 5, 1)), "the last of those with two"
+    assert PromptLookup(2, 3).guess([1, 2, 3, 4, 1], 3).tokens == (), "one alike is too few"
+    assert PromptLookup(1, 3).guess([4, 1, 2, 1, 2], 5).tokens == (1, 2, 1, 2, 1), "a loop is continued"
+    assert PromptLookup(1, 3).guess([], 5).tokens == () == PromptLookup(1, 3).guess([4], 5).tokens
+
+
+def test_several_branches_are_what_followed_the_last_times_and_begin_with_different_tokens() -> None:
+    text = [1, 2, 3, 9, 1, 2, 3, 8, 3, 7, 1, 2, 3, 9, 4, 1, 2, 3]
+    for width, tokens in ((1, (9, 4)), (2, (9, 4, 8, 3)), (3, (9, 4, 8, 3, 7, 1)), (4, (9, 4, 8, 3, 7, 1))):
+        found = PromptLookup(1, 3, width).guess(text, 2)
+        assert found.tokens == tokens, "those behind three alike come first, and each token once"
+        assert found.parents == (-1, 0, -1, 2, -1, 4)[: len(tokens)]
+    assert PromptLookup(1, 3, 2).guess([5, 5, 1, 5], 3) == Draft((1, 5, 1, 5, 1, 5), (-1, 0, 1, -1, 3, 4))
 
 
 def test_a_lookup_that_grows_says_what_one_over_the_whole_text_says() -> None:
@@ -26,8 +37,8 @@ def test_a_lookup_that_grows_says_what_one_over_the_whole_text_says() -> None:
     growing = PromptLookup(2, 4)
     for _ in range(300):
         tokens += [rng.randrange(3) for _ in range(rng.randrange(1, 4))]
-        found = growing.guess(tokens, 6)
-        assert found == PromptLookup(2, 4).guess(tokens, 6)
+        found = growing.guess(tokens, 6).tokens
+        assert found == PromptLookup(2, 4).guess(tokens, 6).tokens
         for length in (4, 3, 2):
             ends = [stop for stop in range(length, len(tokens)) if tokens[stop - length : stop] == tokens[-length:]]
             if ends:
@@ -76,6 +87,26 @@ def test_parameters_fill_in_what_follows_and_refuse_what_cannot_be() -> None:
     assert again == SpeculativeParameters(ngram_max=3)
     with pytest.raises(ValueError, match="ngram_max"):
         SpeculativeParameters(ngram_min=4, ngram_max=3)
-    for wrong in ({"draft_tokens": 0}, {"draft_tokens": 33}, {"drafter": "oracle"}, {"ngram_min": 0}, {"width": 2}):
+    for wrong in ({"draft_tokens": 0}, {"draft_tokens": 33}, {"drafter": "oracle"}, {"ngram_min": 0}, {"width": 5}, {"width": 0}):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(wrong, SpeculativeParameters)
+    for wrong, name in (({"drafter": "mask", "width": 2}, "width"), ({"draft_tokens": 32, "width": 2}, "width")):
+        with pytest.raises(msgspec.ValidationError, match=name):
+            msgspec.convert(wrong, SpeculativeParameters)
+
+
+def test_a_tree_is_one_row_and_the_branch_that_was_drawn_is_committed() -> None:
+    procedure = Speculative(SpeculativeParameters(drafter="heads", draft_tokens=3, width=2))
+    now = state([5, 6, 7], 10, cached=2)
+    now.draft = comb((1, 2, 3), [(11,), (12,), (13,)])
+    (row,) = procedure.propose(now)
+    assert (row.mode, row.start, row.tokens, row.drafts) == ("tree", 2, (7, 1, 2, 3, 11, 12, 13), 6)
+    assert row.depths == (0, 1, 2, 3, 1, 2, 3) and row.draft() == now.draft and procedure.propose(now) == [row]
+    assert len(row.tokens) - 1 == procedure.scratch(10)
+    procedure.fold(now, [Reading(token, 1.0) for token in (1, 12, 0, 0, 0, 9, 0)])
+    assert now.tokens == [5, 6, 7, 1, 12, 9]
+    now.limit, now.cached = len(now.tokens) + 3, 5
+    now.draft = comb((1, 2, 3), [(11,), (12,), (13,)])
+    assert procedure.propose(now)[0].draft() == Draft.chain((1, 2)), "neither a branch nor a place is beyond the limit"
+    now.limit, now.draft = len(now.tokens) + 4, comb((1, 2), [(11, 21), (12,)])
+    assert procedure.propose(now)[0].draft() == comb((1, 2), [(11,)])

@@ -11,7 +11,7 @@ import torch
 
 from service.models.loading import EMBEDDED
 from service.procedures.drafts import accepted
-from service.procedures.types import Axis, TokenRow
+from service.procedures.types import Axis, Draft, TokenRow
 from service.workers.hosting import Hosting, TextHost, host
 from service.workers.types import Draws, RowError, TokenMove
 from tests.checkpoints import write_decoder
@@ -49,17 +49,23 @@ class Writer:
     drafting: int
     chunk: int = 1000
     cached: int = 0
-    guesses: tuple[int, ...] = ()
+    guesses: Draft | None = None
     forwards: int = 0
+    width: int = 1
 
     def move(self) -> TokenMove:
         rest = self.tokens[self.cached :]
         if len(rest) > self.chunk:
             row = TokenRow(Axis.EXPAND, tuple(rest[: self.chunk]), self.cached, "causal", True, ())
             return TokenMove((row,), self.blocks, self.draws, (), self.drafting, self.drafter, rest[self.chunk])
-        wanted = tuple(range(len(rest) - 1, len(rest) + len(self.guesses)))
-        row = TokenRow(Axis.EXPAND, (*rest, *self.guesses), self.cached, "causal", True, wanted, drafts=len(self.guesses))
-        return TokenMove((row,), self.blocks, self.draws, (), self.drafting, self.drafter)
+        guesses = self.guesses or Draft((), ())
+        if not guesses.is_chain:
+            (token,) = rest
+            row = TokenRow.tree(token, self.cached, guesses)
+        else:
+            wanted, count = tuple(range(len(rest) - 1, len(rest) + len(guesses.tokens))), len(guesses.tokens)
+            row = TokenRow(Axis.EXPAND, (*rest, *guesses.tokens), self.cached, "causal", True, wanted, drafts=count)
+        return TokenMove((row,), self.blocks, self.draws, (), self.drafting, self.drafter, width=self.width)
 
     def fold(self, move: TokenMove, outcome: object) -> None:
         assert not isinstance(outcome, RowError), outcome
@@ -70,10 +76,9 @@ class Writer:
         drawn = [reading.token for reading in outcome.readings]  # type: ignore[attr-defined]
         path = accepted(row.draft(), drawn)
         self.cached = len(self.tokens) + len(path)
-        self.tokens += drawn[: len(path) + 1]
-        draft = outcome.draft  # type: ignore[attr-defined]
-        self.guesses = () if draft is None else draft.tokens
-        assert len(self.guesses) <= self.drafting
+        self.tokens += [drawn[1 + i] for i in (-1, *path)]
+        self.guesses = outcome.draft  # type: ignore[attr-defined]
+        assert self.guesses is None or len(self.guesses.tokens) <= self.drafting * self.width
         self.forwards += 1
 
 
@@ -130,7 +135,23 @@ def test_without_the_kernel_the_text_is_the_one_without_guesses(
     model, drafter = drafting(tmp_path, kind)
     assert model.worker.run_by == "torch"
     plain = write(model, writers(model, "", 0, PROMPTS, DRAWS), 20)
-    assert write(model, writers(model, drafter, 3, PROMPTS, DRAWS), 20) == plain
+    for width in (1, 2, 4):
+        drafted = [replace(w, width=width) for w in writers(model, drafter, 3, PROMPTS, DRAWS)]
+        assert write(model, drafted, 20) == plain
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_guessed_beside_a_guess_is_the_next_best_and_changes_nothing(tmp_path: Path, kind: str) -> None:
+    model, drafter = drafting(tmp_path, kind)
+    plain = write(model, writers(model, "", 0, PROMPTS, DRAWS), 30)
+    drafted = [replace(w, width=width) for w, width in zip(writers(model, drafter, 3, PROMPTS, DRAWS), (1, 2, 3, 4), strict=True)]
+    assert write(model, drafted, 30) == plain
+    shapes = [len(writer.guesses.tokens) for writer in drafted if writer.guesses is not None]
+    assert shapes == [shapes[0] * width for width in (1, 2, 3, 4)]
+    for writer in drafted[1:]:
+        assert writer.guesses is not None
+        firsts = [token for token, parent in zip(writer.guesses.tokens, writer.guesses.parents, strict=True) if parent < 0]
+        assert len(set(firsts)) == len(firsts) == writer.width
 
 
 def test_a_model_that_drafts_for_itself_is_always_right(tmp_path: Path) -> None:
