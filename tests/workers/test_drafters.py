@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from service.models.loading import EMBEDDED
 from service.procedures.drafts import accepted
 from service.procedures.types import Axis, Draft, TokenRow
 from service.workers.hosting import Hosting, TextHost, host
-from service.workers.types import Draws, RowError, TokenMove
+from service.workers.types import Deferred, Draws, RowError, TokenMove
 from tests.checkpoints import write_decoder
 from tests.heads import add_mtp, write_eagle, write_medusa, write_mtp
 
@@ -52,12 +52,14 @@ class Writer:
     guesses: Draft | None = None
     forwards: int = 0
     width: int = 1
+    deferred: Deferred = field(default_factory=Deferred)
 
     def move(self) -> TokenMove:
         rest = self.tokens[self.cached :]
         if len(rest) > self.chunk:
             row = TokenRow(Axis.EXPAND, tuple(rest[: self.chunk]), self.cached, "causal", True, ())
-            return TokenMove((row,), self.blocks, self.draws, (), self.drafting, self.drafter, rest[self.chunk])
+            next_token = rest[self.chunk]
+            return TokenMove((row,), self.blocks, self.draws, (), self.drafting, self.drafter, next_token, self.deferred)
         guesses = self.guesses or Draft((), ())
         if not guesses.is_chain:
             (token,) = rest
@@ -65,7 +67,7 @@ class Writer:
         else:
             wanted, count = tuple(range(len(rest) - 1, len(rest) + len(guesses.tokens))), len(guesses.tokens)
             row = TokenRow(Axis.EXPAND, (*rest, *guesses.tokens), self.cached, "causal", True, wanted, drafts=count)
-        return TokenMove((row,), self.blocks, self.draws, (), self.drafting, self.drafter, width=self.width)
+        return TokenMove((row,), self.blocks, self.draws, (), self.drafting, self.drafter, None, self.deferred, self.width)
 
     def fold(self, move: TokenMove, outcome: object) -> None:
         assert not isinstance(outcome, RowError), outcome
