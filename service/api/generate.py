@@ -21,7 +21,6 @@ from service.engine.messages import Done, ImageWork, ModelCard, Preview, Revisio
 from service.engine.validation import InvalidField, check_negative, check_next_token, procedure_parameters, refinement_rows
 
 router = APIRouter(tags=["Stride"], responses=RESPONSES)
-MASK = "▁"
 
 
 class Generation:
@@ -29,8 +28,8 @@ class Generation:
 
     def __init__(self, service: Service, job: Job, body: GenerateBody) -> None:
         self.job = job
-        self.codec = service.codec(job.card.folder)
-        self.texts = [TextOutput(job, i, self.codec, body) for i in range(body.n)]
+        codec = service.codec(job.card.folder)
+        self.texts = [TextOutput(job, i, codec, body) for i in range(body.n)]
         self._logprobs = body.logprobs is not None
         self.done: dict[int, Done] = {}
 
@@ -83,7 +82,9 @@ class Generation:
                 if text or tokens:
                     yield sse.event({"index": index, "text": text, "token_ids": tokens, **_guesses(event)}, "token")
                 if isinstance(event, Revision):
-                    yield sse.event({"index": index, **self._canvas(event)}, "revision")
+                    canvas = self.texts[index].canvas(event)
+                    if canvas is not None:
+                        yield sse.event({"index": index, **canvas}, "revision")
                 elif isinstance(event, Preview):
                     where = {"index": index, "step": event.step, "steps": event.steps, "t": event.t}
                     yield sse.event({**where, "image": await encoded(event)}, "preview")
@@ -92,24 +93,6 @@ class Generation:
             yield sse.event(error.body(), "error")
         finally:
             self.job.cancel()
-
-    def _canvas(self, revision: Revision) -> dict[str, Any]:
-        """Absolute positions that are set, their token ids, and the canvas as text with a sign for what is masked."""
-        known = [(i, token) for i, token in enumerate(revision.token_ids) if token is not None]
-        text, run = "", list[int]()
-        for token in [*revision.token_ids, None]:
-            if token is not None:
-                run.append(token)
-                continue
-            text += self.codec.decode(run) + MASK
-            run = []
-        return {
-            "start": revision.start,
-            "length": len(revision.token_ids),
-            "positions": [revision.start + i for i, _ in known],
-            "token_ids": [token for _, token in known],
-            "text": text[: -len(MASK)],
-        }
 
 
 def _guesses(event: object) -> dict[str, int]:

@@ -12,6 +12,7 @@ from fastapi import Request
 
 from service.api.errors import ApiError
 from service.api.service_state import Service
+from service.api.waiting import Waiting
 from service.engine.client import Event
 from service.engine.messages import Done, Failed, ImageWork, ModelCard, Submit, TextWork, Tokens, Usage
 
@@ -32,7 +33,7 @@ class Job:
         self._service = service
         self._arrived: float = request.state.arrived
         self._open: set[str] = set()
-        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._waiting = Waiting()
         self._tasks: list[asyncio.Task[None]] = []
         self._last_token: dict[int, float] = {}
 
@@ -62,7 +63,7 @@ class Job:
                 self._open.discard(stream.id)
                 if not self._open:
                     self._service.running.pop(self.id, None)
-            self._queue.put_nowait((index, event))
+            self._waiting.put(index, event)
 
     def _count(self, index: int, event: Event) -> None:
         metrics, model = self._service.metrics, self.card.name
@@ -84,7 +85,7 @@ class Job:
         ended = 0
         while ended < len(self._tasks):
             try:
-                index, event = await asyncio.wait_for(self._queue.get(), KEEP_ALIVE_SECONDS)
+                index, event = await asyncio.wait_for(self._waiting.take(), KEEP_ALIVE_SECONDS)
             except TimeoutError:
                 yield None
                 continue

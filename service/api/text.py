@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -71,6 +72,30 @@ class Detokenizer:
         """The text that these tokens complete; everything that is left when `last`."""
         fresh = "".join(map(self._next, tokens))
         return fresh + self._decoded()[self._given :] if last else fresh
+
+    def ahead(self, canvas: Sequence[int | None], sign: str) -> str:
+        """What would be shown next if the text went on with this canvas, in which None is not set. `sign` stands for each
+        such token, and for bytes beside them that are no whole character yet."""
+        out = ""
+        for _, group in groupby(canvas, lambda token: token is None):
+            run = list(group)
+            tokens = [token for token in run if token is not None]
+            out += self._run(tokens, sign, adjoins=not out) if tokens else sign * len(run)
+        return out
+
+    def _run(self, tokens: list[int], sign: str, adjoins: bool) -> str:
+        before = self._tokens if adjoins or not self._pending else []
+        context = self._codec.decode(before, self._shown)
+        text = self._codec.decode([*before, *tokens], self._shown)
+        if adjoins:
+            text = text[self._given :]
+        else:
+            # Some tokenisers write a token otherwise where nothing is before it.
+            text = text[len(context) :] if text.startswith(context) else self._codec.decode(tokens, self._shown)
+        whole = text.rstrip(REPLACEMENT)
+        ended = whole + sign * (len(text) - len(whole))
+        inner = ended if adjoins else ended.lstrip(REPLACEMENT)
+        return sign * (len(ended) - len(inner)) + inner
 
     def _decoded(self) -> str:
         return self._codec.decode(self._tokens, self._shown)

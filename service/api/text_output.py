@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from service.api.running import Job
 from service.api.sampling_schemas import SamplingFields
 from service.api.text import Detokenizer, StopScanner, TextCodec
-from service.engine.messages import Done, Logprob, Scores, Tokens
+from service.engine.messages import Done, Logprob, Revision, Scores, Tokens
+
+MASK = "▁"
 
 
 @dataclass(slots=True)
@@ -87,6 +90,20 @@ class TextOutput:
                 self._job.stop(self._index)
         self.text += shown
         return shown, self.token_ids[before:]
+
+    def canvas(self, revision: Revision) -> dict[str, Any] | None:
+        """Absolute positions that are set, their token ids, and the canvas as text with a sign for what is masked; None
+        once the text has ended."""
+        if self._scanner.hit:
+            return None
+        known = [(i, token) for i, token in enumerate(revision.token_ids) if token is not None]
+        return {
+            "start": revision.start,
+            "length": len(revision.token_ids),
+            "positions": [revision.start + i for i, _ in known],
+            "token_ids": [token for _, token in known],
+            "text": self._detokenizer.ahead(revision.token_ids, MASK),
+        }
 
     def _take(self, event: Tokens) -> str:
         shown = ""

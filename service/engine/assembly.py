@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from service.engine.lane import Lane, Limits
@@ -15,8 +16,8 @@ from service.workers.hosting import Hosting, ImageHost, ModelError, TextHost, ho
 __all__ = ["ModelError", "build_engine"]
 
 
-def build_engine(settings: Settings) -> Engine:
-    """Raises ModelError when a model cannot be served, or when two have one name."""
+def build_engine(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Engine:
+    """`clock` gives monotonic seconds. Raises ModelError when a model cannot be served, or when two have one name."""
     hosting = Hosting(
         settings.device, settings.threads, settings.kv_memory, settings.kv_block, settings.max_running, settings.batch_invariant
     )  # fmt: skip
@@ -29,14 +30,15 @@ def build_engine(settings: Settings) -> Engine:
         card = _text_card(hosted) if isinstance(hosted, TextHost) else _image_card(hosted)
         shares = settings.prefix_cache and card.attention != "full"
         served[hosted.name] = Served(card, Lane(hosted.pool, limits, shares), hosted.worker)
-    return Engine(list(served.values()))
+    return Engine(list(served.values()), clock)
 
 
-def _drafters(signature: list[str], loaded: Iterable[str] = ()) -> list[str]:
+def _drafters(signature: list[str], mask_token: int | None, loaded: Iterable[str] = ()) -> list[str]:
     """Who can guess a model's tokens: masks in a network that knows them beside next tokens, and those that were `loaded`."""
     if "next(tokens)" not in signature:
         return []
-    return ["ngram", *(["mask"] if "canvas(prefix, block)" in signature else []), *loaded]
+    masks = "canvas(prefix, block)" in signature and mask_token is not None
+    return ["ngram", *(["mask"] if masks else []), *loaded]
 
 
 def _text_card(model: TextHost) -> ModelCard:
@@ -55,7 +57,7 @@ def _text_card(model: TextHost) -> ModelCard:
         attention=config.attention,
         shift=config.shift,
         sampling_defaults=dict(model.sampling_defaults),
-        drafters=_drafters(signature, model.worker.drafters),
+        drafters=_drafters(signature, config.mask_token_id, model.worker.drafters),
         **_common(model, "text", signature),
     )
 

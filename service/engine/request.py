@@ -34,6 +34,9 @@ from service.procedures.types import Draft, TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
 from service.workers.types import Deferred, Draws, TokenRead
 
+REVISION_SECONDS = 0.05
+"""Between two canvases that a client is shown, at least."""
+
 
 @dataclass(slots=True, eq=False)
 class TextRequest(Request):
@@ -65,6 +68,7 @@ class TextRequest(Request):
     deferred: Deferred = field(default_factory=Deferred)
     acceptance: Acceptance = field(default_factory=Acceptance)
     scoring: Scoring | None = None
+    revised: float | None = None
 
     @classmethod
     def begin(
@@ -220,9 +224,7 @@ class TextRequest(Request):
         self.prefilled += self._reach()
         fresh = state.tokens[before:]
         if not fresh:
-            if self.work.revisions and state.canvas:
-                return [Revision(self.id, before, state.canvas[: state.limit - before])]
-            return []
+            return self._revision(now)
         ended: list[FromEngine] = []
         for offset, token in enumerate(fresh):
             if token in state.stops and before + offset >= state.floor:
@@ -261,6 +263,14 @@ class TextRequest(Request):
             self.finished = "length"
             events.append(self.end("length", now))
         return events
+    def _revision(self, now: float) -> list[FromEngine]:
+        """The canvas, for a client that wants to see it, unless it saw one a moment ago."""
+        state = self.state
+        recent = self.revised is not None and now - self.revised < REVISION_SECONDS
+        if not self.work.revisions or not state.canvas or recent:
+            return []
+        self.revised = now
+        return [Revision(self.id, len(state.tokens), state.canvas[: state.limit - len(state.tokens)])]
 
     def _account(self, draft: Draft, path: Sequence[int]) -> None:
         """A forward verified these guesses; the tokens of `path` came with the model's own."""

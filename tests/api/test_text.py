@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 
+from service.api.sampling_schemas import SamplingFields
 from service.api.text import Detokenizer, StopScanner, TextCodec
+from service.api.text_output import TextOutput
+from service.engine.messages import Revision, Tokens
 from service.models.loading import EMBEDDED
 
 SAMPLE = "Ünïcödé 🎭🏳️‍🌈 日本語 plain — text\n" * 5
@@ -48,6 +52,35 @@ def test_bytes_in_any_order_give_the_text_of_all_of_them(codec: TextCodec, seed:
     tokens, detokenizer = [rng.choice(alphabet) for _ in range(500)], Detokenizer(codec)
     text = "".join(detokenizer.push([token]) for token in tokens) + detokenizer.push([], last=True)
     assert text == codec.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    "committed,canvas,shown",
+    [
+        ([], [None, 0x61, None, None], "_a__"),
+        ([], [None, 0xA9, 0x61, 0xC3], "__a_"),  # the end of a character, and the beginning of one
+        ([0x61, 0xC3], [0xA9, 0x62, None], "éb_"),  # it began in what is committed, and was not shown there
+        ([0x61, 0xC3], [None, 0xA9, 0x62], "__b"),
+        ([], [*"日本".encode(), None, *"語".encode()], "日本_語"),
+        ([], [0x61, 0xFF, 0x62, 256, 0x63], "a\ufffdbc"),  # not half a character, but none; and a special token
+        ([0x61], [None, None], "__"),
+    ],
+)
+def test_a_canvas_shows_whole_characters_and_signs_for_what_is_missing(
+    codec: TextCodec, committed: list[int], canvas: list[int | None], shown: str
+) -> None:
+    detokenizer = Detokenizer(codec)
+    detokenizer.push(committed)
+    assert detokenizer.ahead(canvas, "_") == shown == detokenizer.ahead(canvas, "_")
+    known = [token for token in canvas if token is not None]
+    assert detokenizer.push(known, last=True) == codec.decode([*committed, *known])[1 if committed else 0 :]
+
+
+def test_a_word_of_a_canvas_keeps_its_space_where_the_tokeniser_strips_the_first(byte_fallback: TextCodec) -> None:
+    detokenizer = Detokenizer(byte_fallback)
+    a, space = (byte_fallback.tokenizer.token_to_id(word) for word in ("a", "▁"))
+    assert detokenizer.push([space, a]) == "a"
+    assert detokenizer.ahead([None, space, a], "_") == "_ a" and detokenizer.ahead([space, a], "_") == " a"
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +144,14 @@ def test_what_may_begin_a_stop_string_is_held_back_until_it_does_not() -> None:
     assert scanner.push("emy") == "<enemy"
     assert scanner.push("b<end") == "b"
     assert scanner.push(">c") == "" and scanner.hit
+
+
+def test_no_canvas_is_shown_once_a_stop_string_was_there(codec: TextCodec) -> None:
+    stopped: list[int] = []
+    job: Any = SimpleNamespace(stop=stopped.append)
+    output = TextOutput(job, 0, codec, SamplingFields(stop="lo"))
+    output.feed(Tokens("r", list(b"hel")))
+    shown = output.canvas(Revision("r", 7, [0x6C, None]))
+    assert shown == {"start": 7, "length": 2, "positions": [7], "token_ids": [0x6C], "text": "l▁"}
+    output.feed(Tokens("r", list(b"lo world")))
+    assert output.canvas(Revision("r", 15, [0x21, None])) is None and stopped == [0] and output.text == "hel"

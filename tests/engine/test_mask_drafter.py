@@ -40,7 +40,7 @@ def test_in_mixed_batches_and_set_back_too(tmp_path: Path) -> None:
 
 
 def test_models_without_canvases_have_no_such_drafter_and_too_many_guesses_are_refused() -> None:
-    assert _drafters(["next(tokens)"]) == ["ngram"] and _drafters(["canvas(prefix, block)"]) == []
+    assert _drafters(["next(tokens)"], 3) == ["ngram"] and _drafters(["canvas(prefix, block)"], 3) == []
     with pytest.raises(ValueError, match="draft_tokens"):
         SpeculativeParameters("mask", 7)
 

@@ -13,6 +13,8 @@ from PIL import Image
 
 from tests.http.server import Server
 
+MASK = "▁"
+
 
 def events(server: Server, body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     out, name = [], ""
@@ -27,25 +29,28 @@ def events(server: Server, body: dict[str, Any]) -> list[tuple[str, dict[str, An
 
 
 def test_a_canvas_is_revised_then_committed(server: Server) -> None:
-    procedure = {"name": "block_diffusion", "block_length": 8, "rule": "confidence", "steps": 4}
-    body = {"model": "shakespeare", "prompt": "JULIET:\n", "max_tokens": 24, "seed": 2, "procedure": procedure}
+    procedure = {"name": "block_diffusion", "block_length": 32, "rule": "confidence", "steps": 32}
+    body = {"model": "shakespeare", "prompt": "JULIET:\n", "max_tokens": 256, "seed": 2, "ignore_eos": True}
+    body["procedure"] = procedure
     seen = events(server, body)
-    names = [name for name, _ in seen]
-    assert names == (["revision"] * 3 + ["token"]) * 3 + ["done"]
-    for block in range(3):
-        canvas: dict[int, int] = {}
-        for _, revision in seen[4 * block : 4 * block + 3]:
-            now = dict(zip(revision["positions"], revision["token_ids"], strict=True))
-            assert canvas.items() <= now.items() and len(now) > len(canvas)  # what is set stays set under this rule
+    committed, canvas = list[int](), dict[int, int]()
+    for name, data in seen[:-1]:
+        if name == "token":
+            assert all(data["token_ids"][position - 8 - len(committed)] == token for position, token in canvas.items())
+            committed, canvas = committed + data["token_ids"], {}
+        else:
+            now = dict(zip(data["positions"], data["token_ids"], strict=True))
+            assert (name, data["start"], data["length"]) == ("revision", 8 + len(committed), 32)
+            assert canvas.items() <= now.items() and len(canvas) < len(now) < 32  # what is set stays set
+            assert len(data["text"]) == 32 and data["text"].count(MASK) == 32 - len(now)
             canvas = now
-        token = seen[4 * block + 3][1]
-        start = 8 + 8 * block
-        assert all(token["token_ids"][position - start] == value for position, value in canvas.items())
+    shown = sum(name == "revision" for name, _ in seen)
+    assert 0 < shown < 256 - 8 and len(committed) == 256  # one in 50 ms, and none that waits when it is committed
     done = seen[-1][1]
     whole = server.post("/v1/generate", body).json()
     assert done["outputs"] == whole["outputs"] and done["procedure"] == whole["procedure"]
     assert whole["outputs"][0]["text"] == "".join(data["text"] for name, data in seen if name == "token")
-    assert whole["usage"]["forwards"] == 12 and whole["usage"]["tokens_per_forward"] == 2.0
+    assert whole["usage"]["forwards"] == 256 and whole["usage"]["tokens_per_forward"] == 1.0
 
 
 def test_previews_lead_to_the_picture(server: Server) -> None:
