@@ -42,8 +42,8 @@ class Item:
 
 @dataclass(slots=True)
 class Lane:
-    """One model's requests, in the order of rank, and memory; with `prefix_cache` blocks are shared. `passed_over` is one whose
-    move no forward has room for beside others, and which the last one left out: the next is its own."""
+    """One model's requests, in the order of rank, and memory; with `prefix_cache` blocks are shared. `turn` says whether a large
+    move that others had left no room for went first in the last forward."""
 
     pool: BlockPool
     limits: Limits
@@ -54,7 +54,7 @@ class Lane:
     cost: ForwardCost = field(default_factory=ForwardCost)
     preemptions: int = 0
     cached_tokens: int = 0
-    passed_over: AnyRequest | None = None
+    turn: bool = False
     _trials: dict[Situation, Trial] = field(default_factory=dict)
     _tried: Trial | None = None
 
@@ -67,12 +67,12 @@ class Lane:
         """Behind all that rank before it."""
         insort(self.waiting, request, key=_rank)
 
-    def admit(self, now: float) -> None:
+    def admit(self, now: float, tick: int) -> None:
         """Waiting requests start in the order of rank, while there is memory for what they have committed and a little more."""
         while self.waiting and len(self.running) < self.limits.running and self._fits(self.waiting[0]):
             request = self.waiting.pop(0)
             if request.started is None:
-                request.started = now
+                request.started, request.last_tick = now, tick
             insort(self.running, request, key=_rank)
 
     def select(self) -> list[Item]:
@@ -140,24 +140,28 @@ class Lane:
         return ready
 
     def _within_budget(self, ready: list[AnyRequest]) -> list[Item]:
-        """Whoever was served longest ago first; but a move that was passed over alone."""
+        """Whoever was served longest ago first; but before all a large move that has waited for everybody. Between two such
+        forwards is one as usual."""
         affordable = self.cost.affordable(self.limits.seconds)
         room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
         order = sorted(ready, key=lambda r: (r.submit.priority, r.last_tick))
         proposed = self._with_guesses([(request, request.propose()) for request in order], room)
-        large = [(request, rows) for request, rows in proposed if not _can_be_fitted(request, rows, room)]
-        turn = [Item(request, rows, True, _size(request, rows)) for request, rows in large if request is self.passed_over]
-        items = turn or self._filled(proposed, room)
-        chosen = {item.request.id for item in items}
-        self.passed_over = None if turn else next((request for request, _ in large if request.id not in chosen), None)
-        return items
+        items = self._filled(proposed, room)
+        first = None if self.turn else _waited_for_all(proposed, {item.request.id for item in items}, room)
+        self.turn = first is not None
+        if first is None:
+            return items
+        head = _fit(*first, room // 4, alone=True)
+        assert head is not None
+        others = [(request, rows) for request, rows in proposed if request is not first[0]]
+        return self._filled(others, room - head.size, head)
 
-    def _filled(self, proposed: list[Proposed], room: int) -> list[Item]:
-        """Short moves first, in the order given, then prefill in what room is left."""
+    def _filled(self, proposed: list[Proposed], room: int, first: Item | None = None) -> list[Item]:
+        """Behind the first, short moves in the order given, then prefill in what room is left."""
         short = [(r, rows) for r, rows in proposed if _needed(r, rows) <= self._short]
         long = [(r, rows) for r, rows in proposed if _needed(r, rows) > self._short]
-        reserve = room // 4 if long else 0
-        items: list[Item] = []
+        reserve = room // 4 if long and first is None else 0
+        items = [] if first is None else [first]
         for request, rows in short:
             if len(items) == self.limits.rows:
                 break
@@ -279,10 +283,20 @@ def _positions(item: Item) -> int:
     return stop or request.positions()
 
 
-def _can_be_fitted(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int) -> bool:
-    """Whether the move, or a part of it, has room in a forward; a large canvas has not."""
-    first = rows[0]
-    return _size(request, rows) <= room or not isinstance(first, TokenRow) or first.cut(len(first.tokens)) > 0
+def _waited_for_all(proposed: list[Proposed], chosen: set[str], room: int) -> Proposed | None:
+    """The large move of a text, if one was not chosen, that waits longest, once everybody that its priority does not go before
+    has run since it did: a canvas, which cannot be cut, or a prefill for which there is no row."""
+    large = [
+        (request, rows)
+        for request, rows in proposed
+        if request.id not in chosen and isinstance(request, TextRequest) and _needed(request, rows) > max(1, room // 8)
+    ]
+    first = min(large, key=lambda move: move[0].last_tick, default=None)
+    if first is None:
+        return None
+    waiting, since, priority = {r.id for r, _ in large}, first[0].last_tick, first[0].submit.priority
+    before = (r for r, _ in proposed if r.id not in waiting and r.submit.priority <= priority)
+    return first if all(request.last_tick > since for request in before) else None
 
 
 def _fit(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int, alone: bool) -> Item | None:

@@ -67,7 +67,7 @@ class Scheduler:
     def next_batch(self, now: float) -> Batch | None:
         """The next forward, or None when there is no work."""
         for lane in self.lanes.values():
-            lane.admit(now)
+            lane.admit(now, self._tick)
         ready = [(lane.device_seconds, name) for name, lane in self.lanes.items() if lane.running]
         if not ready:
             return None
