@@ -263,6 +263,7 @@ class TextRequest(Request):
             self.finished = "length"
             events.append(self.end("length", now))
         return events
+
     def _revision(self, now: float) -> list[FromEngine]:
         """The canvas, for a client that wants to see it, unless it saw one a moment ago."""
         state = self.state

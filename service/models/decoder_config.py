@@ -55,8 +55,9 @@ class DecoderConfig:
     `layers` has one entry a layer; left out, all are alike, with `sliding_window` and `rope_theta`. `norms` says where a
     branch is normed: before it, after it, or both. `qk_norm`: over each head, over all of them together, or not at all.
     `attention_scale` None is 1/sqrt(head_dim). A softcap c makes c * tanh(x / c) of x. `mask_token_id` and
-    `block_lengths` say how a model was trained for diffusion: `attention` is how text sees itself, `causal`, in blocks of
-    the one block length, or all of it; with `shift` a masked token is read at the position before it.
+    `block_lengths` say how a model was trained for diffusion; where there is no mask token, random ones were its noise.
+    `attention` is how text sees itself, `causal`, in blocks of the one block length, or all of it; with `shift` a masked
+    token is read at the position before it.
     """
 
     vocab_size: int
@@ -96,11 +97,10 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
-        if self.block_lengths and self.mask_token_id is None:
-            raise ValueError("block_lengths need a mask_token_id")
         if self.attention == "block" and len(self.block_lengths) != 1:
             raise ValueError("text that sees itself in blocks needs one block length")
-        if self.attention != "causal" and not 0 <= (self.mask_token_id or -1) < self.vocab_size:
+        known = self.mask_token_id is None or 0 <= self.mask_token_id < self.vocab_size
+        if not known or (self.attention == "full" and self.mask_token_id is None):
             raise ValueError(f"mask_token_id must be below vocab_size, {self.vocab_size}, not {self.mask_token_id!r}")
         if not self.layers:
             alike = LayerConfig(self.sliding_window, Rope(self.rope_theta))

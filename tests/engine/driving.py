@@ -13,6 +13,8 @@ from service.engine.messages import Done, Failed, FromEngine, ImageWork, Samplin
 from service.settings import Settings
 from tests.checkpoints import write_decoder, write_flow_transformer
 
+PENALISED = {"logit_bias": {65: 4.0, 66: -100.0}, "frequency_penalty": 0.8, "repetition_penalty": 1.2}
+
 
 def engine_on(folder: Path, **settings: Any) -> Engine:
     """An engine with a tiny text model `text` and a tiny image model `image`."""
@@ -50,6 +52,12 @@ def one_of_every_kind(count: int) -> list[Submit]:
         lambda n, i: image_request(n, i, "ddim", 6),
         lambda n, i: image_request(n, i, "flow_map", 1 + i % 4),
         lambda n, i: image_request(n, i, "consistency", 3),
+        lambda n, i: text_request(n, i, "block_diffusion", parameters={"factor": 1.0, "block_length": 4}),
+        lambda n, i: text_request(n, i, "block_diffusion", parameters={"rule": "margin", "steps": 4}),
+        lambda n, i: text_request(n, i, "block_diffusion", parameters={"rule": "entropy", "steps": 5}, sampling=PENALISED),
+        lambda n, i: text_request(n, i, "block_diffusion", parameters={"rule": "entropy_bound", "entropy_bound": 2.0}),
+        lambda n, i: text_request(n, i, "block_diffusion", parameters={"rule": "remask", "steps": 6, "eta": 0.3}),
+        lambda n, i: text_request(n, i, "block_diffusion", parameters={"rule": "confidence", "sub_block_length": 4}),
     ]
     return [makers[i % len(makers)](f"r{i}", i) for i in range(count)]
 

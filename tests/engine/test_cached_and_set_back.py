@@ -27,6 +27,7 @@ KINDS = {
     "blocks, sampled": ("block_diffusion", {"rule": "confidence", "block_length": 8, "steps": 4}, 1.0),
     "blocks, by factor": ("block_diffusion", {"factor": 1.0}, 0.8),
     "blocks, by entropy": ("block_diffusion", {"rule": "entropy_bound", "entropy_bound": 0.5}, 0.8),
+    "blocks, the least entropies": ("block_diffusion", {"rule": "entropy", "steps": 6}, 0.8),
     "blocks, by margin": ("block_diffusion", {"rule": "margin", "steps": 6}, 0.8),
     "blocks, masked again": ("block_diffusion", {"rule": "remask", "steps": 8, "eta": 0.2}, 0.8),
 }
