@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from service.engine.cost import ForwardCost
 from service.engine.lane import Limits
 from service.engine.messages import Finish, FromEngine, Sampling, Submit, TextWork, Tokens
 from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request
@@ -32,12 +31,6 @@ WORK: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def free_verification(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is drafted must not hang on how fast this machine is just now."""
-    monkeypatch.setattr(ForwardCost, "line", lambda self: (1.0, 0.0))
-
-
 class Recorded(Outputs):
     """Log-probabilities too."""
 
@@ -57,7 +50,7 @@ def pairs(count: int, **options: Any) -> list[Submit]:
 
 
 def speculative(submit: Submit, **parameters: Any) -> Submit:
-    return replace_procedure(submit, "speculative", {"draft_tokens": 6, "ngram_min": 1} | parameters)
+    return replace_procedure(submit, "speculative", {"draft_tokens": 6, "ngram_min": 1, "adaptive": False} | parameters)
 
 
 def replace_procedure(submit: Submit, procedure: str, parameters: dict[str, Any]) -> Submit:
