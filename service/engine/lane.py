@@ -10,13 +10,26 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.engine.cost import ForwardCost
 from service.engine.drafting import Situation, Trial, allot
+from service.engine.moves import (
+    Item,
+    Proposed,
+    alone,
+    asks,
+    draft,
+    fit,
+    guessing,
+    needed,
+    positions,
+    size_of,
+    waited_for_all,
+)
 from service.engine.request import AnyRequest, TextRequest
-from service.procedures.types import Draft, LatentRow, TokenRow
+from service.procedures.types import TokenRow
 from service.workers.block_pool import BlockPool
 
 
@@ -28,16 +41,6 @@ class Limits:
     tokens: int
     running: int
     seconds: float = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One request's part of a batch. `whole` is False when only a chunk of its prefill fits."""
-
-    request: AnyRequest
-    rows: list[TokenRow] | list[LatentRow]
-    whole: bool
-    size: int
 
 
 @dataclass(slots=True)
@@ -90,7 +93,7 @@ class Lane:
 
     def learn(self, items: Sequence[Item], tokens: int, seconds: float) -> None:
         """A forward of these moves gave so many tokens of output: whether guessing paid. Prefill would blur that."""
-        if self._tried is not None and all(item.whole and _needed(item.request, item.rows) <= self._short for item in items):
+        if self._tried is not None and all(item.whole and needed(item.request, item.rows) <= self._short for item in items):
             self._tried.observe(tokens, seconds)
 
     def remove(self, request: AnyRequest, failed: bool) -> None:
@@ -147,33 +150,33 @@ class Lane:
         order = sorted(ready, key=lambda r: (r.submit.priority, r.last_tick))
         proposed = self._with_guesses([(request, request.propose()) for request in order], room)
         items = self._filled(proposed, room)
-        first = None if self.turn else _waited_for_all(proposed, {item.request.id for item in items}, room)
+        first = None if self.turn else waited_for_all(proposed, {item.request.id for item in items}, room)
         self.turn = first is not None
         if first is None:
             return items
-        head = _fit(*first, room // 4, alone=True)
+        head = fit(*first, room // 4, alone=True)
         assert head is not None
         others = [(request, rows) for request, rows in proposed if request is not first[0]]
         return self._filled(others, room - head.size, head)
 
     def _filled(self, proposed: list[Proposed], room: int, first: Item | None = None) -> list[Item]:
         """Behind the first, short moves in the order given, then prefill in what room is left."""
-        short = [(r, rows) for r, rows in proposed if _needed(r, rows) <= self._short]
-        long = [(r, rows) for r, rows in proposed if _needed(r, rows) > self._short]
+        short = [(r, rows) for r, rows in proposed if needed(r, rows) <= self._short]
+        long = [(r, rows) for r, rows in proposed if needed(r, rows) > self._short]
         reserve = room // 4 if long and first is None else 0
         items = [] if first is None else [first]
         for request, rows in short:
             if len(items) == self.limits.rows:
                 break
-            rows = _guessing(rows, room - reserve - _needed(request, rows))
-            size = _size(request, rows)
+            rows = guessing(rows, room - reserve - needed(request, rows))
+            size = size_of(request, rows)
             if size <= room - reserve or not items:
                 items.append(Item(request, rows, True, size))
                 room -= size
         for request, rows in long:
             if len(items) == self.limits.rows or room < 1:
                 break
-            item = _fit(request, rows, room, not items)
+            item = fit(request, rows, room, not items)
             if item is not None:
                 items.append(item)
                 room -= item.size
@@ -181,23 +184,23 @@ class Lane:
 
     def _with_guesses(self, proposed: list[Proposed], room: int) -> list[Proposed]:
         """The moves with as many of their guesses as pay; whoever has much to compute first verifies none."""
-        short = [(r, rows) for r, rows in proposed if _needed(r, rows) <= self._short]
+        short = [(r, rows) for r, rows in proposed if needed(r, rows) <= self._short]
         short = short[: self.limits.rows]
         drafting = [(r, rows) for r, rows in short if isinstance(r, TextRequest) and r.drafter]
         situation = _situation(len(short), [r for r, _ in drafting if r.adaptive])
         self._tried = self._trials.setdefault(situation, Trial()) if situation[1] else None
         pays = self._tried is None or self._tried.guessing
-        size = sum(_needed(r, rows) for r, rows in short)
+        size = sum(needed(r, rows) for r, rows in short)
         tokens = sum(1 for _, rows in short if isinstance(rows[-1], TokenRow) and rows[-1].wanted)
         line, left = self.cost.line(), max(0, room - size)
-        gains = [r.gains(_draft(rows), pays) for r, rows in drafting]
+        gains = [r.gains(draft(rows), pays) for r, rows in drafting]
         counts = dict(zip((r.id for r, _ in drafting), allot(line, size, tokens, left, gains), strict=True))
         wishes = [r.wishes(pays) for r, _ in drafting]
-        size -= sum(_asks(rows) for _, rows in drafting)
+        size -= sum(asks(rows) for _, rows in drafting)
         for (request, _), wish in zip(drafting, allot(line, size, tokens, left, wishes), strict=True):
             request.drafting = wish
-        idle = {r.id for r, rows in drafting if not r.drafting and _asks(rows)}
-        return [(r, _alone(rows) if r.id in idle else _guessing(rows, counts.get(r.id, 0))) for r, rows in proposed]
+        idle = {r.id for r, rows in drafting if not r.drafting and asks(rows)}
+        return [(r, alone(rows) if r.id in idle else guessing(rows, counts.get(r.id, 0))) for r, rows in proposed]
 
     def _with_memory(self, items: list[Item]) -> list[Item]:
         """The moves whose blocks there are, or could be had from requests that rank behind."""
@@ -207,7 +210,7 @@ class Lane:
     def _grow(self, item: Item) -> bool:
         """Blocks for what a move writes. Sets back whoever ranks last while there are too few; False if that is the mover."""
         request = item.request
-        missing = self.pool.blocks_for(_positions(item)) - len(request.table.blocks)
+        missing = self.pool.blocks_for(positions(item)) - len(request.table.blocks)
         while missing > self.pool.available:
             last = self.running[-1]
             self._set_back(last)
@@ -225,88 +228,9 @@ class Lane:
         self.preemptions += 1
 
 
-Proposed = tuple[AnyRequest, list[TokenRow] | list[LatentRow]]
-
-
 def _situation(rows: int, drafting: Sequence[TextRequest]) -> Situation:
     return rows.bit_length(), tuple(sorted({request.drafter for request in drafting}))
 
 
-def _drafts(rows: list[TokenRow] | list[LatentRow]) -> int:
-    last = rows[-1]
-    return last.drafts if isinstance(last, TokenRow) else 0
-
-
-def _draft(rows: list[TokenRow] | list[LatentRow]) -> Draft:
-    last = rows[-1]
-    return last.draft() if isinstance(last, TokenRow) else Draft((), ())
-
-
-def _guessing(rows: list[TokenRow] | list[LatentRow], count: int) -> list[TokenRow] | list[LatentRow]:
-    """A request's rows with no more than `count` guesses in the last."""
-    last = rows[-1]
-    if isinstance(last, TokenRow) and last.drafts > max(0, count):
-        return [*(row for row in rows[:-1] if isinstance(row, TokenRow)), last.with_drafts(max(0, count))]
-    return rows
-
-
-def _asks(rows: list[TokenRow] | list[LatentRow]) -> int:
-    last = rows[-1]
-    return last.asks if isinstance(last, TokenRow) else 0
-
-
-def _alone(rows: list[TokenRow] | list[LatentRow]) -> list[TokenRow] | list[LatentRow]:
-    """A request's rows without the guesses and masks of its tree."""
-    return [row.alone() if row.mode == "tree" else row for row in rows if isinstance(row, TokenRow)]
-
-
-def _needed(request: AnyRequest, rows: list[TokenRow] | list[LatentRow]) -> int:
-    """The size of a move without its guesses."""
-    return _size(request, rows) - _drafts(rows)
-
-
 def _rank(request: AnyRequest) -> tuple[int, float, int]:
     return request.rank
-
-
-def _size(request: AnyRequest, rows: Iterable[TokenRow | LatentRow]) -> int:
-    if isinstance(request, TextRequest):
-        return sum(len(row.tokens) for row in rows if isinstance(row, TokenRow))
-    return request.evaluations
-
-
-def _positions(item: Item) -> int:
-    """Positions that a request's blocks must cover for a move, and for what is drafted behind it."""
-    request, stop = item.request, max((row.stop for row in item.rows if isinstance(row, TokenRow)), default=0)
-    if isinstance(request, TextRequest) and item.whole and request.ahead():
-        return max(stop, min(stop + request.ahead(), request.state.limit))
-    return stop or request.positions()
-
-
-def _waited_for_all(proposed: list[Proposed], chosen: set[str], room: int) -> Proposed | None:
-    """The large move of a text, if one was not chosen, that waits longest, once everybody that its priority does not go before
-    has run since it did: a canvas, which cannot be cut, or a prefill for which there is no row."""
-    large = [
-        (request, rows)
-        for request, rows in proposed
-        if request.id not in chosen and isinstance(request, TextRequest) and _needed(request, rows) > max(1, room // 8)
-    ]
-    first = min(large, key=lambda move: move[0].last_tick, default=None)
-    if first is None:
-        return None
-    waiting, since, priority = {r.id for r, _ in large}, first[0].last_tick, first[0].submit.priority
-    before = (r for r, _ in proposed if r.id not in waiting and r.submit.priority <= priority)
-    return first if all(request.last_tick > since for request in before) else None
-
-
-def _fit(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int, alone: bool) -> Item | None:
-    """The move as far as `room` allows: whole, or the head of its first row; a canvas is never cut."""
-    size = _size(request, rows)
-    if size <= room:
-        return Item(request, rows, True, size)
-    first = rows[0]
-    if isinstance(first, TokenRow):
-        length = first.cut(max(room, first.span) if alone else room)
-        if 0 < length < size:
-            return Item(request, [first.head(length)], False, length)
-    return Item(request, rows, True, size) if alone else None

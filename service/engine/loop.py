@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from service.engine.base_request import deadline_failure
 from service.engine.grammar import Compiling, Following, GrammarError
 from service.engine.image_request import ImageRequest
-from service.engine.lane import Item, Lane
+from service.engine.lane import Lane
 from service.engine.messages import (
     Failed,
     Finish,
@@ -24,6 +24,7 @@ from service.engine.messages import (
     TextWork,
     Tick,
 )
+from service.engine.moves import Item
 from service.engine.request import AnyRequest, TextRequest
 from service.engine.scheduler import Batch, Scheduler
 from service.procedures.types import Axis, LatentRow, TokenRow

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.engine.lane import Item, Lane
+from service.engine.lane import Lane
+from service.engine.moves import Item
 from service.engine.request import AnyRequest
 
 
