@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from service.engine.lane import Limits
 from service.engine.messages import Finish, FromEngine, Sampling, Submit, TextWork, Tokens
+from service.procedures.drafts import comb
+from service.procedures.types import Draft
 from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request
 from tests.engine.guessing import branching, install, oracle
 from tests.engine.reading_worker import VOCABULARY, reading_engine
@@ -210,6 +213,26 @@ def test_a_request_that_fits_exactly_fits_with_guesses_too(monkeypatch: pytest.M
         install(monkeypatch, guessed)
         drafted = finish_all(reading_engine(4), [speculative(submit, draft_tokens=32 if width == 1 else 15, width=width)])
         assert drafted.tokens == plain.tokens and drafted.done["r"].finish_reason == "length"
+
+
+def test_where_not_all_guesses_of_a_tree_have_room_those_that_gain_most_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = TextWork([1, 2, 3, 4], 400)
+    submit = Submit("r", "text", "autoregressive", {}, 5, work, 0.0)
+    plain = finish_all(reading_engine(200), [submit])
+    right, rng = oracle(texts([submit], plain), 1.0, VOCABULARY), random.Random(1)
+
+    def first_or_second(tokens: Sequence[int], count: int) -> Draft:
+        """Of the first and the second at every place one is right, as chance wants it."""
+        known = right(tokens, count)
+        assert not isinstance(known, Draft)
+        pairs = [rng.sample((token, 1 + token % (VOCABULARY - 1)), 2) for token in known]
+        return comb([first for first, _ in pairs], [[second] for _, second in pairs])
+
+    install(monkeypatch, first_or_second)
+    drafted = finish_all(reading_engine(200, limits=Limits(8, 8, 16)), [speculative(submit, width=2, adaptive=False)])
+    assert drafted.tokens == plain.tokens
+    # Six in a chain and one beside the first would be 1 + (1/2 + 1/4 + ...) + 1/2; the best seven of the tree are a quarter more.
+    assert (drafted.done["r"].usage.tokens_per_forward or 0) > 2.6
 
 
 def test_guesses_that_the_next_tokens_cannot_be_are_not_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
