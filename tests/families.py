@@ -23,6 +23,10 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0}
+GEMMA4 = {
+    "head_dim": 16, "global_head_dim": 32, "sliding_window": 9, "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+}  # fmt: skip
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_experts": 5, "head_dim": 16, "max_position_embeddings": 256}
 
 
@@ -116,6 +120,14 @@ VARIANTS: dict[str, Variant] = {
     ),
     "qwen3_moe": Variant("Qwen3MoeConfig", {**MOE, "norm_topk_prob": True}),
     "qwen3_moe-some-dense": Variant("Qwen3MoeConfig", {**MOE, "mlp_only_layers": [1], "attention_bias": True}),
+    "gemma4": Variant("Gemma4TextConfig", {**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1}),
+    "gemma4-experts-capped": Variant(
+        "Gemma4TextConfig",
+        {
+            **GEMMA4, "enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 24,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
     "mixtral": Variant("MixtralConfig", {"num_local_experts": 4}),
     "mixtral-window-tied": Variant("MixtralConfig", {"num_local_experts": 3, "sliding_window": 10, "tie_word_embeddings": True}),
 }  # fmt: skip
@@ -132,7 +144,7 @@ def write_variant(folder: Path, variant: Variant, dtype: torch.dtype = torch.flo
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in [*model.parameters(), *(b for name, b in model.named_buffers() if name.endswith("layer_scalar"))]:
             # Far from the usual beginning: biases and norms that matter, distributions that depend on the text.
             spread = 0.2 if parameter.ndim < 2 else 1.3 * parameter.shape[-1] ** -0.5
             parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)

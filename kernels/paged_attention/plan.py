@@ -14,7 +14,8 @@ class Plan:
     sees those of its own `span` of them, 1 is causal, or all before `until`, which is then their row's end at least. Or they
     are a tree: query i stands at position start + depths[i] and sees the places before `start`, and place start + j where
     bit j of visible[i] is set.
-    A row that was taken apart says in `slots` where each position lies, in place of blocks.
+    A row that was taken apart says in `slots` where each position lies, in place of blocks. With `anchored` a window begins
+    where it does for the first of a span, for all of it.
     """
 
     offset: int
@@ -26,6 +27,7 @@ class Plan:
     depths: Sequence[int] = ()
     visible: Sequence[int] = ()
     slots: Sequence[int] = ()
+    anchored: bool = False
 
     @property
     def stop(self) -> int:
@@ -41,9 +43,12 @@ def single_spans(plan: Plan, block_size: int) -> list[Plan]:
     """
     if not plan.visible:
         return [
-            Plan(plan.offset + i, min(plan.span, plan.queries - i), plan.start + i, plan.blocks, span=plan.span)
+            Plan(
+                plan.offset + i, min(plan.span, plan.queries - i), plan.start + i, plan.blocks, span=plan.span,
+                anchored=plan.anchored,
+            )
             for i in range(0, plan.queries, plan.span)
-        ]
+        ]  # fmt: skip
     slots = [plan.blocks[place // block_size] * block_size + place % block_size for place in range(plan.start + plan.queries)]
     cached, own = slots[: plan.start], slots[plan.start :]
     plans = []

@@ -34,7 +34,7 @@ def plan_groups(plans: Sequence[Plan], block_size: int, window: int | None, devi
     does not cost the short ones; computed once a forward, used by every layer with this window.
 
     A query at position i sees keys j with i - window < j, and all of its own span or, with `until`, from its row's start on;
-    in a tree its branch.
+    in a tree its branch. In anchored rows i is where the query's span begins.
     """
     alike: dict[tuple[int, int, bool], list[Plan]] = {}
     for plan in plans:
@@ -63,7 +63,8 @@ def _group(rows: list[Plan], length: int, block_size: int, window: int | None, d
     last_seen = torch.where(own + spans < starts + length, own + spans, ends) - 1
     mask = keys[:, None, :] <= last_seen[:, :, None]
     if window is not None:
-        mask &= (keys[:, None, :] > queries[:, :, None] - window) | (keys[:, None, :] >= own[:, :, None])
+        begins = torch.where(torch.tensor([[row.anchored] for row in rows]), own, queries)
+        mask &= (keys[:, None, :] > begins[:, :, None] - window) | (keys[:, None, :] >= own[:, :, None])
     for number, row in enumerate(rows):
         if row.visible:
             mask[number] = _tree_mask(row, keys[number], window)

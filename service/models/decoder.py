@@ -7,7 +7,6 @@ the same. Tensor names are Qwen3's, and for what Qwen3 lacks, names of the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -15,10 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.models.decoder_config import DecoderConfig
-from service.models.normalisation import LayerNorm, RMSNorm
+from service.models.feed_forward import Experts, ExpertsBeside, FeedForward, stacked
+from service.models.normalisation import RMSNorm, norm_of
 from service.models.rope import rotary_angles, rotate
 
-__all__ = ["Attention", "Decoder", "DecoderConfig", "DecoderLayer", "Experts", "FeedForward", "SelfAttention"]
+__all__ = [
+    "Attention", "Decoder", "DecoderConfig", "DecoderLayer", "Experts", "ExpertsBeside", "FeedForward", "SelfAttention",
+    "SelfConditioning",
+]  # fmt: skip
 
 Angles = tuple[Tensor, Tensor]
 
@@ -31,29 +34,9 @@ class Attention(Protocol):
         ...
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
-
-
 def softcapped(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap): near x while it is small, never beyond the cap (Gemma 2, arXiv 2408.00118)."""
     return x if cap is None else torch.tanh(x / cap) * cap
-
-
-def _stacked(*layers: nn.Linear) -> nn.Linear:
-    """One layer whose outputs are those of `layers`, one after another."""
-    rows, biased = sum(layer.out_features for layer in layers), layers[0].bias is not None
-    stacked = nn.Linear(layers[0].in_features, rows, bias=biased, device="meta").requires_grad_(False)
-    # Without numbers there is nothing to stack, and torch imports its whole compiler for a `cat` of such tensors.
-    if not layers[0].weight.is_meta:
-        stacked.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
-        if biased:
-            stacked.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
-    return stacked
 
 
 def _embedding(rows: int, size: int) -> nn.Embedding:
@@ -61,13 +44,9 @@ def _embedding(rows: int, size: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(rows, size), freeze=False)
 
 
-def _norm(config: DecoderConfig, size: int) -> nn.Module:
-    return RMSNorm(size, config.norm_eps) if config.norm == "rms" else LayerNorm(size, config.norm_eps)
-
-
 class SelfAttention(nn.Module):
-    """Grouped-query attention; `fuse` makes one matrix of q, k and v. `sizes`: heads of each; `rope`: index into the
-    decoder's `ropes`, or None."""
+    """Grouped-query attention; `fuse` makes one matrix of q, k and v. `sizes`: heads of each, 0 values where keys serve as
+    such; `rope`: index into the decoder's `ropes`, or None."""
 
     qkv_proj: nn.Linear | None
 
@@ -75,111 +54,57 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.rope = rope
-        self.sizes = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-        self.head_dim = config.head_dim
+        kv_heads, self.head_dim = config.widths()[layer]
+        self.sizes = (config.num_attention_heads, kv_heads, 0 if config.layers[layer].keys_as_values else kv_heads)
         self.qk_norm = config.qk_norm
-        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        queries, keys = config.num_attention_heads * self.head_dim, kv_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias) if self.sizes[2] else None
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_output_bias)
         if config.qk_norm != "none":
             full = config.qk_norm == "full"
-            self.q_norm = RMSNorm(queries if full else config.head_dim, config.norm_eps)
-            self.k_norm = RMSNorm(keys if full else config.head_dim, config.norm_eps)
+            self.q_norm = RMSNorm(queries if full else self.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(keys if full else self.head_dim, config.norm_eps)
+        self.v_norm = RMSNorm(self.head_dim, config.norm_eps, weighted=False) if config.value_norm else None
         self.qkv_proj = None
 
     def fuse(self) -> None:
         if self.qkv_proj is not None:
             return
-        self.qkv_proj = _stacked(self.q_proj, self.k_proj, self.v_proj)
+        self.qkv_proj = stacked(self.q_proj, self.k_proj, *([] if self.v_proj is None else [self.v_proj]))
         del self.q_proj, self.k_proj, self.v_proj
 
     def forward(self, x: Tensor, angles: list[Angles], attention: Attention) -> Tensor:
         if self.qkv_proj is None:
-            projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-            query, key, value = (part.view(x.shape[0], -1, self.head_dim) for part in projected)
+            parts = [part(x).view(x.shape[0], -1, self.head_dim) for part in (self.q_proj, self.k_proj, self.v_proj) if part]
         else:
-            query, key, value = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim).split(self.sizes, dim=1)
+            parts = list(self.qkv_proj(x).view(x.shape[0], -1, self.head_dim).split(self.sizes, dim=1))
+        query, key, value = parts[0], parts[1], parts[2] if self.sizes[2] else parts[1]
         if self.qk_norm == "head":
             query, key = self.q_norm(query), self.k_norm(key)
         elif self.qk_norm == "full":
             query = self.q_norm(query.flatten(1)).view(query.shape)
             key = self.k_norm(key.flatten(1)).view(key.shape)
+        if self.v_norm is not None:
+            value = self.v_norm(value)
         if self.rope is not None:
             query, key = rotate(query, *angles[self.rope]), rotate(key, *angles[self.rope])
         return self.o_proj(attention(self.layer, query, key, value).reshape(x.shape[0], -1))
 
 
-class FeedForward(nn.Module):
-    """Two matrices with an activation between, or three with a gate (arXiv 2002.05202), of which `fuse` makes gate and
-    up one."""
-
-    gate_up_proj: nn.Linear | None
-
-    def __init__(self, config: DecoderConfig, size: int) -> None:
-        super().__init__()
-        self.gated = config.gated
-        self.activation = config.activation
-        if config.gated:
-            self.gate_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
-        self.gate_up_proj = None
-
-    def fuse(self) -> None:
-        if self.gate_up_proj is not None or not self.gated:
-            return
-        self.gate_up_proj = _stacked(self.gate_proj, self.up_proj)
-        del self.gate_proj, self.up_proj
-
-    def forward(self, x: Tensor) -> Tensor:
-        activation = ACTIVATIONS[self.activation]
-        if not self.gated:
-            return self.down_proj(activation(self.up_proj(x)))
-        if self.gate_up_proj is None:
-            gate, up = self.gate_proj(x), self.up_proj(x)
-        else:
-            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(activation(gate) * up)
-
-
-class Experts(nn.Module):
-    """A mixture of feed-forward layers (arXiv 1701.06538): every token goes through the few that its router chooses."""
+class SelfConditioning(nn.Module):
+    """What a canvas' tokens are joined with what was last said of them (arXiv 2208.04202, as DiffusionGemma does it)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        assert config.experts is not None
-        self.config = config.experts
-        count, size = config.experts.count, config.experts.intermediate_size
-        self.gate = nn.Linear(config.hidden_size, count, bias=False)
-        self.expert_bias = nn.Parameter(torch.zeros(count)) if config.experts.biased else None
-        self.experts = nn.ModuleList(FeedForward(config, size) for _ in range(count))
-        self.shared_experts = FeedForward(config, config.experts.shared_size) if config.experts.shared_size else None
+        self.pre_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = FeedForward(config, config.intermediate_size)
+        self.post_norm = RMSNorm(config.hidden_size, config.norm_eps, weighted=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self._route(self.gate(x).float())
-        weights = weights.to(x.dtype)
-        out = torch.zeros_like(x)
-        for expert in chosen.unique().tolist():
-            rows, places = torch.where(chosen == expert)
-            out.index_add_(0, rows, self.experts[expert](x[rows]) * weights[rows, places, None])
-        return out if self.shared_experts is None else out + self.shared_experts(x)
-
-    def _route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logits float32 [N, count] -> weights and indices [N, per_token] of the experts that each token goes through."""
-        scores = logits.softmax(-1) if self.config.scores == "softmax" else logits.sigmoid()
-        wanted = scores if self.expert_bias is None else scores + self.expert_bias
-        if self.config.groups > 1:
-            grouped = wanted.unflatten(-1, (self.config.groups, -1))
-            best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.config.chosen_groups, dim=-1).indices
-            closed = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, False)
-            wanted = grouped.masked_fill(closed[..., None], float("-inf")).flatten(-2)
-        chosen = wanted.topk(self.config.per_token, dim=-1).indices
-        weights = scores.gather(-1, chosen)
-        if self.config.normalise:
-            weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
-        return weights * self.config.scale, chosen
+    def forward(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Embeddings of the canvas, and those of its last distributions (their mean; 0 in a first forward), [N, d] -> [N, d]."""
+        return self.post_norm(x + self.mlp(self.pre_norm(mixed)))
 
 
 class DecoderLayer(nn.Module):
@@ -190,22 +115,34 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.dropout = dropout
         before, after = config.norms != "post", config.norms != "pre"
-        self.input_layernorm = _norm(config, config.hidden_size) if before else None
+        self.input_layernorm = norm_of(config) if before else None
         self.self_attn = SelfAttention(config, layer, rope)
-        self.attention_output_norm = _norm(config, config.hidden_size) if after else None
-        self.post_attention_layernorm = _norm(config, config.hidden_size) if before else None
-        self.mlp = Experts(config) if config.layers[layer].experts else FeedForward(config, config.intermediate_size)
-        self.mlp_output_norm = _norm(config, config.hidden_size) if after else None
+        self.attention_output_norm = norm_of(config) if after else None
+        self.post_attention_layernorm = norm_of(config) if before else None
+        mixture = config.experts if config.layers[layer].experts else None
+        dense = mixture is None or mixture.beside
+        self.mlp = FeedForward(config, config.intermediate_size) if dense else Experts(config)
+        self.beside = ExpertsBeside(config) if mixture is not None and mixture.beside else None
+        self.mlp_output_norm = norm_of(config) if after else None
+        self.layer_scalar = nn.Parameter(torch.ones(1)) if config.layer_scales else None
+        self.canvas_scalar = nn.Parameter(torch.ones(1)) if config.layer_scales == 2 else None
 
-    def forward(self, x: Tensor, angles: list[Angles], attention: Attention) -> Tensor:
+    def forward(self, x: Tensor, angles: list[Angles], attention: Attention, canvas: Tensor | None = None) -> Tensor:
+        """`canvas` bool [N]: which tokens are a canvas' (None: none is)."""
         entering = x if self.input_layernorm is None else self.input_layernorm(x)
         branch = self.self_attn(entering, angles, attention)
         branch = branch if self.attention_output_norm is None else self.attention_output_norm(branch)
         x = x + F.dropout(branch, self.dropout, self.training)
         entering = x if self.post_attention_layernorm is None else self.post_attention_layernorm(x)
         branch = self.mlp(entering)
+        branch = branch if self.beside is None else self.beside(x, branch)
         branch = branch if self.mlp_output_norm is None else self.mlp_output_norm(branch)
-        return x + F.dropout(branch, self.dropout, self.training)
+        x = x + F.dropout(branch, self.dropout, self.training)
+        if self.layer_scalar is None:
+            return x
+        if self.canvas_scalar is None or canvas is None:
+            return x * self.layer_scalar.to(x.dtype)
+        return x * torch.where(canvas[:, None], self.canvas_scalar, self.layer_scalar).to(x.dtype)
 
 
 class DecoderStack(nn.Module):
@@ -217,7 +154,9 @@ class DecoderStack(nn.Module):
         if config.learned_positions:
             self.embed_positions = _embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i, rope, dropout) for i, rope in enumerate(ropes))
-        self.norm = _norm(config, config.hidden_size)
+        self.norm = norm_of(config)
+        if config.self_conditioning:
+            self.self_conditioning = SelfConditioning(config)
 
 
 class Decoder(nn.Module):
@@ -267,13 +206,20 @@ class Decoder(nn.Module):
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
         return x
 
-    def states(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """x [N, d], embeddings or what stands in for them at `positions` int64 [N] -> final normed states [N, d]."""
+    def mixed(self, probabilities: Tensor) -> Tensor:
+        """Embeddings of distributions over tokens, [N, V] -> [N, d]: their mean."""
+        weight = self.model.embed_tokens.weight
+        scale = torch.tensor(self.config.embedding_scale, dtype=weight.dtype, device=weight.device)
+        return probabilities.to(weight.dtype) @ weight * scale
+
+    def states(self, x: Tensor, positions: Tensor, attention: Attention, canvas: Tensor | None = None) -> Tensor:
+        """x [N, d], embeddings or what stands in for them at `positions` int64 [N] -> final normed states [N, d]. `canvas`
+        bool [N]: which of them are a canvas', for networks in which that makes a difference."""
         angles = [rotary_angles(positions, rope, self.config.head_dim) for rope in self.ropes]
         if self.config.learned_positions:
             x = x + self.model.embed_positions(positions)
         for layer in self.model.layers:
-            x = layer(x, angles, attention)
+            x = layer(x, angles, attention, canvas)
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -13,11 +13,16 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 @dataclass(frozen=True)
 class LayerConfig:
     """What may differ from layer to layer. `window`: keys that a query sees, its own among them (None: all);
-    `rope`: how positions turn queries and keys (None: not at all); `experts`: a mixture in place of one feed-forward."""
+    `rope`: how positions turn queries and keys (None: not at all); `experts`: a mixture in place of one feed-forward, or
+    beside it. `head_dim` and `kv_heads`: None is the decoder's. With `keys_as_values` a value is what its key was before norm
+    and rope."""
 
     window: int | None
     rope: Rope | None
     experts: bool = False
+    head_dim: int | None = None
+    kv_heads: int | None = None
+    keys_as_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class ExpertsConfig:
 
     With `groups` only the experts of `chosen_groups` of them, those with the best two, can be chosen (DeepSeek-V3, arXiv
     2412.19437); with `biased` the choice, not the weight, is by score plus a bias of each expert. `shared_size`: of a
-    feed-forward layer that all tokens go through as well; 0 for none.
+    feed-forward layer that all tokens go through as well; 0 for none. `beside` a dense feed-forward, whose sum with it is the
+    branch, experts and router norm the stream for themselves, and each expert has a scale of its own (Gemma 4).
     """
 
     count: int
@@ -40,6 +46,7 @@ class ExpertsConfig:
     chosen_groups: int = 1
     biased: bool = False
     shared_size: int = 0
+    beside: bool = False
 
     def __post_init__(self) -> None:
         size, rest = divmod(self.count, self.groups)
@@ -58,6 +65,10 @@ class DecoderConfig:
     `block_lengths` say how a model was trained for diffusion; where there is no mask token, random ones were its noise.
     `attention` is how text sees itself, `causal`, in blocks of the one block length, or all of it; with `shift` a masked
     token is read at the position before it.
+
+    `value_norm`: values are normed, without weights. `layer_scales`: numbers that a layer's output is multiplied by, none, one,
+    or two, of text and of a canvas. In a `canvas_window` all of a canvas sees what its first token sees before it. With
+    `self_conditioning` a canvas' input is joined with the distributions that were last read there.
     """
 
     vocab_size: int
@@ -93,9 +104,14 @@ class DecoderConfig:
     experts: ExpertsConfig | None = None
     attention: Literal["causal", "block", "full"] = "causal"
     shift: bool = False
+    value_norm: bool = False
+    layer_scales: Literal[0, 1, 2] = 0
+    canvas_window: bool = False
+    self_conditioning: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
+        counts = {self.num_key_value_heads, *(layer.kv_heads or self.num_key_value_heads for layer in self.layers)}
+        if any(self.num_attention_heads % count for count in counts):
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         if self.attention == "block" and len(self.block_lengths) != 1:
             raise ValueError("text that sees itself in blocks needs one block length")
@@ -109,6 +125,10 @@ class DecoderConfig:
             raise ValueError(f"{len(self.layers)} layers are described, and there are {self.num_hidden_layers}")
         if any(layer.experts for layer in self.layers) and self.experts is None:
             raise ValueError("layers of experts need `experts`")
+
+    def widths(self) -> list[tuple[int, int]]:
+        """Heads of keys and values, and the numbers of one, by layer."""
+        return [(layer.kv_heads or self.num_key_value_heads, layer.head_dim or self.head_dim) for layer in self.layers]
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` that transformers' Qwen3ForCausalLM and `families.read_config` read.

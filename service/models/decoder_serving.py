@@ -73,6 +73,9 @@ def kernel_decoder(network: Decoder, store: Tensor, shared: KernelDecoder | None
         and not (wide and quantised)
         and (wide or all(size % 2 == 0 for size in inputs))
         and config.experts is None
+        and len({*config.widths(), (config.num_key_value_heads, config.head_dim)}) == 1
+        and not any(layer.keys_as_values for layer in config.layers)
+        and not (config.value_norm or config.layer_scales or config.canvas_window or config.self_conditioning)
         and config.activation in ("silu", "gelu", "gelu_tanh", "relu")
         and len(dims) <= 1
         and len(network.ropes) <= MOST_ROPES
@@ -138,6 +141,7 @@ def _norm(norm: nn.Module | None) -> Norm | None:
         return None
     assert isinstance(norm, RMSNorm | LayerNorm)
     bias = norm.bias.detach().float().contiguous() if isinstance(norm, LayerNorm) else None
+    assert norm.weight is not None
     return Norm(norm.weight.detach().float().contiguous(), bias)
 
 

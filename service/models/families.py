@@ -12,7 +12,8 @@ from typing import Any
 from service.models.config_keys import ConfigKeys
 from service.models.decoder_config import DecoderConfig, ExpertsConfig
 from service.models.diffusion_families import diffusion_families
-from service.models.family import Family
+from service.models.family import POST_NORMS, Family
+from service.models.gemma4 import GEMMA4
 from service.models.layer_types import always, every_nth, qwen, qwen_moe, read_layers, smollm3
 
 ACTIVATIONS = {
@@ -55,11 +56,6 @@ def _dense_layers(keys: ConfigKeys, layers: int) -> set[int]:
 
 
 _PLAIN = {"qk_norm": "none"}
-_POST_NORMS = (
-    (r"post_attention_layernorm", "attention_output_norm"),
-    (r"pre_feedforward_layernorm", "post_attention_layernorm"),
-    (r"post_feedforward_layernorm", "mlp_output_norm"),
-)
 _GEMMA2 = Family(
     constants={**_PLAIN, "norms": "both"},
     defaults={
@@ -70,7 +66,7 @@ _GEMMA2 = Family(
     renamed={"hidden_act": "hidden_activation"},
     layer_types=every_nth("sliding_window_pattern"),
     more=_gemma,
-    names=_POST_NORMS,
+    names=POST_NORMS,
     zero_centred=True,
 )  # fmt: skip
 _GEMMA3 = Family(
@@ -84,7 +80,7 @@ _GEMMA3 = Family(
     renamed=_GEMMA2.renamed,
     layer_types=_GEMMA2.layer_types,
     more=_gemma,
-    names=((r"^model\.language_model\.", "model."), (r"^language_model\.", ""), *_POST_NORMS),
+    names=((r"^model\.language_model\.", "model."), (r"^language_model\.", ""), *POST_NORMS),
     ignored=r"rotary_emb\.inv_freq$|vision_tower\.|multi_modal_projector\.",
     zero_centred=True,
 )  # fmt: skip
@@ -102,7 +98,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
     "phi3": Family(_PLAIN, {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}, layer_types=always),
-    "olmo2": Family({"qk_norm": "full", "norms": "post"}, {"rms_norm_eps": 1e-5}, names=_POST_NORMS),
+    "olmo2": Family({"qk_norm": "full", "norms": "post"}, {"rms_norm_eps": 1e-5}, names=POST_NORMS),
     "gpt2": Family(
         constants={
             **_PLAIN, "norm": "layer", "qkv_bias": True, "attention_output_bias": True, "mlp_bias": True, "gated": False,
@@ -139,7 +135,8 @@ FAMILIES: dict[str, Family] = {
         names=((r"block_sparse_moe", "mlp"), (r"\.w1\.", ".gate_proj."), (r"\.w3\.", ".up_proj."), (r"\.w2\.", ".down_proj.")),
     ),
 }  # fmt: skip
-FAMILIES["gemma3"] = Family(**{**_GEMMA3.__dict__, "inside": "text_config"})
+FAMILIES["gemma3"] = replace(_GEMMA3, inside="text_config")
+FAMILIES |= {"gemma4_text": GEMMA4, "gemma4": replace(GEMMA4, inside="text_config")}
 FAMILIES |= diffusion_families(FAMILIES)
 
 
@@ -158,7 +155,7 @@ def read_config(json: Mapping[str, Any], context: int | None = None) -> DecoderC
         inner = json.get(family.inside)
         if not isinstance(inner, Mapping):
             raise ValueError(f"{family.inside} must be an object")
-        text = {**{key: json[key] for key in ("eos_token_id", "bos_token_id") if key in json}, **inner}
+        text = {**{key: json[key] for key in ("eos_token_id", "bos_token_id", "canvas_length") if key in json}, **inner}
     keys = ConfigKeys(text, family.defaults, family.renamed)
     count, heads = keys.integer("num_hidden_layers"), keys.integer("num_attention_heads")
     hidden = keys.integer("hidden_size")

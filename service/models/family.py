@@ -10,6 +10,13 @@ from typing import Any
 from service.models.config_keys import ConfigKeys
 from service.models.layer_types import LayerTypes, never
 
+POST_NORMS = (
+    (r"post_attention_layernorm", "attention_output_norm"),
+    (r"pre_feedforward_layernorm", "post_attention_layernorm"),
+    (r"post_feedforward_layernorm", "mlp_output_norm"),
+)
+"""Names of norms where there are some behind the branches, too."""
+
 
 @dataclass(frozen=True)
 class Family:

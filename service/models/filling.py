@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from service.models.decoder import Decoder, FeedForward, SelfAttention
+from service.models.decoder import Decoder, Experts, FeedForward, SelfAttention
 from service.models.errors import ModelError
 from service.models.family import Family
 from service.models.int8 import Int8Linear
@@ -24,6 +24,7 @@ from service.models.safetensors_files import BITS, SafetensorsFolder
 log = logging.getLogger("stride.models")
 
 BIG = 1 << 30
+WIDE = ("expert_bias", "expert_scales", "layer_scalar", "canvas_scalar")
 LOG_SECONDS = 10.0
 
 
@@ -56,8 +57,41 @@ class Place:
             getattr(self.module, self.attribute)[self.start : self.stop].copy_(tensor)
 
 
-def places(network: nn.Module) -> dict[str, Place]:
-    """By tensor name. The parts of a stacked matrix have the names that they have alone: q_proj is rows of qkv_proj."""
+@dataclass(frozen=True)
+class Stack:
+    """One tensor of the checkpoint that holds those of many experts, [experts, ...]."""
+
+    parts: tuple[Place, ...]
+
+    @property
+    def module(self) -> nn.Module:
+        return self.parts[0].module
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.parts), *self.parts[0].shape)
+
+    def fill(self, tensor: Tensor) -> None:
+        for part, own in zip(self.parts, tensor, strict=True):
+            part.fill(own)
+
+
+def places(network: nn.Module) -> dict[str, Place | Stack]:
+    """By tensor name. The parts of a stacked matrix have the names that they have alone: q_proj is rows of qkv_proj; of fused
+    experts all matrices of a kind have one name together, too."""
+    found = _own_places(network)
+    stacks: dict[str, Place | Stack] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, Experts):
+            for matrix in ("gate_up_proj", "down_proj"):
+                parts = [found.get(f"{name}.experts.{i}.{matrix}.weight") for i in range(len(module.experts))]
+                whole = tuple(part for part in parts if part is not None)
+                if whole:
+                    stacks[f"{name}.experts.{matrix}"] = Stack(whole)
+    return found | stacks
+
+
+def _own_places(network: nn.Module) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for name, module in network.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
@@ -77,28 +111,28 @@ def _split(found: dict[str, Place], name: str, whole: str, parts: tuple[str, ...
         place = found.get(f"{name}.{whole}.{attribute}")
         start = 0
         for part, size in zip(parts, sizes, strict=True):
-            if place is not None:
+            if place is not None and size:
                 found[f"{name}.{part}.{attribute}"] = Place(place.module, attribute, start, start + size)
             start += size
 
 
 def materialise(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Real memory, not yet filled, for a network on the meta device; norms and what chooses experts in float32, the rest as
-    `dtype` or as it is."""
+    """Real memory, not yet filled, for a network on the meta device; norms, scales and what chooses experts in float32, the
+    rest as `dtype` or as it is."""
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             kept = parameter.dtype if isinstance(module, Int8Linear) and name != "bias" else dtype
-            kept = torch.float32 if isinstance(module, RMSNorm | LayerNorm) or name == "expert_bias" else kept
+            kept = torch.float32 if isinstance(module, RMSNorm | LayerNorm) or name in WIDE else kept
             empty = torch.empty(parameter.shape, dtype=kept, device=device)
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
 
 
-def fitting(network: nn.Module, checkpoint: SafetensorsFolder, family: Family) -> dict[str, Place]:
+def fitting(network: nn.Module, checkpoint: SafetensorsFolder, family: Family) -> dict[str, Place | Stack]:
     """Where each of the checkpoint's tensors goes, from the headers alone.
 
     Raises ModelError for a tensor that is missing, left over, of another shape, or of a dtype that is not read.
     """
-    known, filled = places(network), dict[str, Place]()
+    known, filled = places(network), dict[str, Place | Stack]()
     tied = isinstance(network, Decoder) and network.config.tie_word_embeddings
     extra: list[str] = []
     for name, stored in checkpoint.tensors.items():
@@ -115,12 +149,17 @@ def fitting(network: nn.Module, checkpoint: SafetensorsFolder, family: Family) -
         if stored.dtype not in BITS:
             raise ModelError(f"tensor {name} is stored as {stored.dtype}; supported: {', '.join(BITS)}")
         filled[name] = place
-    missing = _missing(known, filled.values())
+    own_places = {name: place for name, place in known.items() if isinstance(place, Place)}
+    missing = _missing(own_places, [part for place in filled.values() for part in _parts(place)])
     if missing:
         raise ModelError(f"tensor {missing} is missing from the checkpoint")
     if extra:
         raise ModelError(f"the checkpoint holds tensors that the architecture does not have: {', '.join(sorted(extra)[:5])}")
     return filled
+
+
+def _parts(place: Place | Stack) -> Iterable[Place]:
+    return place.parts if isinstance(place, Stack) else (place,)
 
 
 def _missing(known: dict[str, Place], filled: Iterable[Place]) -> str | None:
@@ -134,7 +173,7 @@ def _missing(known: dict[str, Place], filled: Iterable[Place]) -> str | None:
     return None
 
 
-def fill(name: str, checkpoint: SafetensorsFolder, targets: dict[str, Place], family: Family) -> None:
+def fill(name: str, checkpoint: SafetensorsFolder, targets: dict[str, Place | Stack], family: Family) -> None:
     """Read and convert everything. A bar on a terminal, a line in the log now and then elsewhere, when there is much.
 
     Raises ModelError for a tensor with numbers that are not finite: whoever asked such a network would get nothing.

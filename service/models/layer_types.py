@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from service.models.config_keys import ConfigKeys
 from service.models.decoder_config import LayerConfig
@@ -70,13 +71,39 @@ def read_layers(
     windows = [window if kind == SLIDING else None for kind in types]
     if not rotary:
         return [LayerConfig(window, None) for window in windows], positions
-    ropes = {kind: _rope(keys, kind == SLIDING, head_dim, positions, context) for kind in sorted(set(types))}
-    turned = _rope_layers(keys, count)
-    layers = [
-        LayerConfig(window, ropes[kind][0] if turns else None)
-        for window, kind, turns in zip(windows, types, turned, strict=True)
-    ]
+    shared = keys.flag("attention_k_eq_v")
+    sizes = _own_sizes(keys, types, head_dim, shared)
+    kinds = [(kind, size or head_dim) for kind, (size, _) in zip(types, sizes, strict=True)]
+    ropes = {(kind, size): _rope(keys, kind == SLIDING, size, positions, context) for kind, size in sorted(set(kinds))}
+    layers = []
+    for window, kind, turns, (size, kv_heads) in zip(windows, kinds, _rope_layers(keys, count), sizes, strict=True):
+        rope = ropes[kind][0] if turns else None
+        rope = replace(rope, dim=size) if rope is not None and rope.dim is None and size is not None else rope
+        same = shared and kind[0] == FULL
+        layers.append(LayerConfig(window, rope, head_dim=size, kv_heads=kv_heads, keys_as_values=same))
     return layers, min(limit for _, limit in ropes.values())
+
+
+def _own_sizes(keys: ConfigKeys, types: list[str], head_dim: int, shared: bool) -> list[tuple[int | None, int | None]]:
+    """Size of a head and number of heads of keys and values by layer, where they differ from the model's: transformers 5 lists
+    them by layer, others give those of layers without a window."""
+    listed, wide, few = keys.mapping("per_layer_config"), keys.take("global_head_dim"), keys.take("num_global_key_value_heads")
+    full = {} if listed else {"head_dim": wide, "num_key_value_heads": few if shared else None}
+    own = [full if kind == FULL else {} for kind in types]
+    for layer, values in listed.items():
+        if not str(layer).isdecimal() or int(layer) >= len(types) or not isinstance(values, Mapping):
+            raise ValueError(f"per_layer_config {layer!r} must be the number of a layer, and its value an object")
+        unknown = sorted(values.keys() - {"head_dim", "num_key_value_heads"})
+        if unknown:
+            raise ValueError(f"per_layer_config: {unknown[0]} = {values[unknown[0]]!r} of layer {layer} is not supported")
+        own[int(layer)] = dict(values)
+    sizes = []
+    for values in own:
+        size, heads = values.get("head_dim"), values.get("num_key_value_heads")
+        if not all(value is None or (isinstance(value, int) and value > 0) for value in (size, heads)):
+            raise ValueError(f"head_dim and num_key_value_heads of a layer must be positive integers, not {size!r} and {heads!r}")
+        sizes.append((None if size == head_dim else size, heads))
+    return sizes
 
 
 def _rope(keys: ConfigKeys, sliding: bool, head_dim: int, positions: int, context: int | None) -> tuple[Rope, int]:

@@ -59,6 +59,7 @@ _OWN_KEYS = {
         "mscale_all_dim", "truncate",
     },
     "longrope": {"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"},
+    "proportional": {"factor"},
 }  # fmt: skip
 _SAME = {"su": "longrope"}
 
@@ -80,7 +81,8 @@ def rope_from_json(
     if kind not in _OWN_KEYS:
         raise ValueError(f"rope type {kind!r} is not supported; supported: {', '.join(_OWN_KEYS)}")
     theta = float(given.pop("rope_theta", theta))
-    dim = int(head_dim * float(given.pop("partial_rotary_factor", 1.0)))
+    turning = int(head_dim * float(given.pop("partial_rotary_factor", 1.0)))
+    dim = head_dim if kind == "proportional" else turning
     unknown = sorted(given.keys() - _OWN_KEYS[kind])
     if unknown:
         raise ValueError(f"rope parameter {unknown[0]} = {given[unknown[0]]!r} of type {kind} is not supported")
@@ -89,6 +91,9 @@ def rope_from_json(
     original = int(given.get("original_max_position_embeddings", positions))
     try:
         factors, amplitude = _scaled(kind, given, theta, dim, positions, context or original)
+        if kind == "proportional":
+            # The frequencies are those of the whole head; the slow ones do not turn.
+            factors = (float(given.get("factor", 1.0)),) * (turning // 2) + (math.inf,) * (dim // 2 - turning // 2)
     except KeyError as error:
         raise ValueError(f"rope parameter {error.args[0]} of type {kind} is missing") from None
     limit = positions

@@ -21,6 +21,10 @@ class PackedRows:
     slots: list[int]
     wanted: list[int]
 
+    def in_canvas(self) -> list[bool]:
+        """Which tokens see all of their row."""
+        return [row.mode == "block" for row in self.rows for _ in row.tokens]
+
     @classmethod
     def of(cls, moves: Sequence[TokenMove], block_size: int) -> PackedRows:
         """A move's logits are those of its last row."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Self
 
 import torch
@@ -11,34 +13,46 @@ from service.workers.block_pool import BlockPool
 
 
 class PagedCache:
-    """Keys and values [layers, blocks, block_size, 2, kv_heads, head_dim] in one tensor, reserved at start."""
+    """Keys and values in one tensor, `store`, reserved at start: [layers, blocks, block_size, 2, kv_heads, head_dim] where all
+    layers are of one width, else flat. `layers` are each layer's [blocks, block_size, 2, kv_heads, head_dim] of it."""
 
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, pool: BlockPool, dtype: torch.dtype, device: torch.device
+        self, widths: Sequence[tuple[int, int]], pool: BlockPool, dtype: torch.dtype, device: torch.device
     ) -> None:
+        """`widths`: heads of keys and values, and the numbers of one, of each layer."""
         self.pool = pool
-        shape = (layers, pool.blocks, pool.block_size, 2, kv_heads, head_dim)
-        self.store = torch.zeros(shape, dtype=dtype, device=device)
+        places = (pool.blocks, pool.block_size, 2)
+        if len(set(widths)) == 1:
+            self.store = torch.zeros((len(widths), *places, *widths[0]), dtype=dtype, device=device)
+            self._parts = [self.store]
+        else:
+            sizes = [prod(places) * prod(width) for width in widths]
+            self.store = torch.zeros(sum(sizes), dtype=dtype, device=device)
+            parts = zip(self.store.split(sizes), widths, strict=True)
+            self._parts = [part.view(1, *places, *width) for part, width in parts]
+        self.layers = [layer for part in self._parts for layer in part]
 
     @classmethod
     def of(cls, config: DecoderConfig, pool: BlockPool, dtype: torch.dtype, device: torch.device) -> Self:
-        return cls(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, pool, dtype, device)
+        return cls(config.widths(), pool, dtype, device)
 
     @staticmethod
     def block_bytes(config: DecoderConfig, block_size: int, dtype: torch.dtype) -> int:
-        return config.num_hidden_layers * 2 * block_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
+        return 2 * block_size * sum(prod(width) for width in config.widths()) * dtype.itemsize
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """key and value [N, kv_heads, head_dim] of the positions that lie in `slots`, int64 [N]."""
         both = torch.stack((key, value), dim=1)
-        self.store[layer].flatten(0, 1).index_copy_(0, slots, both.to(self.store.dtype))
+        self.layers[layer].flatten(0, 1).index_copy_(0, slots, both.to(self.store.dtype))
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy the keys and values of some slots to others; all are read before any is written."""
-        slots = self.store.flatten(1, 2)
         places = torch.tensor([sources, targets], device=self.store.device)
-        slots[:, places[1]] = slots[:, places[0]]
+        for part in self._parts:
+            slots = part.flatten(1, 2)
+            slots[:, places[1]] = slots[:, places[0]]
 
     def clear(self, blocks: list[int]) -> None:
         """Forget numbers that are not finite: whoever gets these blocks next multiplies what it does not see by zero."""
-        self.store[:, blocks] = 0
+        for part in self._parts:
+            part[:, blocks] = 0

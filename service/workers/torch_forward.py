@@ -34,7 +34,7 @@ class PagedAttention:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self._cache.write(layer, self._written, key, value)
         groups, config = self._groups[self._config.layers[layer].window], self._config
-        return paged_attention(query, self._cache.store[layer], groups, config.attention_scale, config.attention_softcap)
+        return paged_attention(query, self._cache.layers[layer], groups, config.attention_scale, config.attention_softcap)
 
 
 class TorchForward:
@@ -58,7 +58,10 @@ class TorchForward:
         groups = {window: self._groups(plans, window) for window in self._windows}
         attention = PagedAttention(self._network.config, self._cache, self._long(packed.slots), groups)
         x = self.embed(self._long(packed.tokens)) if inputs is None else inputs.to(self._network.dtype)
-        hidden = self._network.states(x, self._long(packed.positions), attention)
+        canvas = None
+        if self._network.config.layer_scales == 2:
+            canvas = torch.tensor(packed.in_canvas(), device=self._cache.store.device)
+        hidden = self._network.states(x, self._long(packed.positions), attention, canvas)
         logits = self._logits(hidden[self._long(packed.wanted)])
         return ForwardOutput(logits, torch.isfinite(hidden).all(dim=-1), hidden if states else None)
 
@@ -67,11 +70,14 @@ class TorchForward:
 
     def _plans(self, packed: PackedRows) -> list[Plan]:
         plans: list[Plan] = []
-        offset = 0
+        offset, anchored = 0, self._network.config.canvas_window
         for row, table in zip(packed.rows, packed.tables, strict=True):
             whole = row.mode == "block" and row.block_length is None
             until = row.stop if whole else None
-            plan = Plan(offset, len(row.tokens), row.start, table, until, row.span, row.depths, row.visible)
+            plan = Plan(
+                offset, len(row.tokens), row.start, table, until, row.span, row.depths, row.visible,
+                anchored=anchored and row.mode == "block",
+            )  # fmt: skip
             plans += single_spans(plan, self._cache.pool.block_size) if self._batch_invariant and not whole else [plan]
             offset += len(row.tokens)
         return plans

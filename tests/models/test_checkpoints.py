@@ -163,7 +163,7 @@ def test_a_folder_without_a_fast_tokeniser_says_how_to_make_one(folder: Path) ->
         ({"num_key_value_heads": 3}, "num_attention_heads must be a multiple of num_key_value_heads"),
         ({"hidden_act": "xielu"}, "hidden_act must be one of silu"),
         ({"attention_bias": "yes"}, "attention_bias must be true or false, not 'yes'"),
-        ({"rope_parameters": {"rope_type": "proportional"}}, "rope type 'proportional' is not supported; supported: default"),
+        ({"rope_parameters": {"rope_type": "axial"}}, "rope type 'axial' is not supported; supported: default"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "rope parameter low_freq_factor of type llama3 is missing"),
         ({"rope_parameters": {"mrope_section": [1, 2]}}, "rope parameter mrope_section = [1, 2] of type default"),
         ({"residual_multiplier": 0.22}, "residual_multiplier = 0.22 is not supported. (If it has no effect"),
