@@ -8,8 +8,9 @@ from torch import Tensor
 from kernels import cpu
 from kernels.token_sampling import reference
 from kernels.token_sampling.adjust import add_bias, apply_bitmask, penalise, plain_logprobs
+from kernels.token_sampling.reference import COLDEST
 
-__all__ = ["add_bias", "apply_bitmask", "draw_tokens", "penalise", "plain_logprobs", "spread"]
+__all__ = ["COLDEST", "add_bias", "apply_bitmask", "draw_tokens", "penalise", "plain_logprobs", "spread"]
 
 
 def draw_tokens(

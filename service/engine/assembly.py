@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
+
 from service.engine.lane import Lane, Limits
 from service.engine.loop import Engine, Served
 from service.engine.messages import ModelCard
+from service.procedures.block_diffusion_parameters import BlockDiffusionParameters
 from service.procedures.registry import runnable
 from service.settings import Settings
 from service.workers.hosting import Hosting, ImageHost, ModelError, TextHost, host
@@ -43,9 +46,13 @@ def _drafters(signature: list[str], mask_token: int | None, loaded: Iterable[str
 
 def _text_card(model: TextHost) -> ModelCard:
     config = model.config
-    signature = ["next(tokens)"] if config.attention == "causal" else []
+    signature = ["next(tokens)"] if config.attention == "causal" and not config.self_conditioning else []
     signature += ["canvas(prefix, block)"] if config.block_lengths else []
     signature += ["canvas(sequence)"] if config.attention == "full" else []
+    try:
+        msgspec.convert({"block_length": max(config.block_lengths, default=1), **model.canvas_defaults}, BlockDiffusionParameters)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{model.name}: generation_config.json: {error}") from error
     return ModelCard(
         kind="text",
         guidance_input=False,
@@ -56,7 +63,9 @@ def _text_card(model: TextHost) -> ModelCard:
         block_lengths=list(config.block_lengths),
         attention=config.attention,
         shift=config.shift,
+        conditioned=config.self_conditioning,
         sampling_defaults=dict(model.sampling_defaults),
+        canvas_defaults=dict(model.canvas_defaults),
         drafters=_drafters(signature, config.mask_token_id, model.worker.drafters),
         **_common(model, "text", signature),
     )

@@ -211,7 +211,7 @@ def _move(item: Item) -> TokenMove | LatentMove:
         behind = request.state.tokens[rows[-1].stop : rows[-1].stop + 1]
         return TokenMove(
             tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter, behind[0] if behind else None,
-            request.deferred, request.width,
+            request.deferred, request.width, request.carried if rows[-1].draw else None,
         )  # fmt: skip
     assert isinstance(request, ImageRequest)
     row = item.rows[0]

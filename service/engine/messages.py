@@ -100,9 +100,10 @@ class ProcedureCard(msgspec.Struct, frozen=True):
 
 class ModelCard(msgspec.Struct, frozen=True):
     """What a served model is and can do. `folder` holds tokenizer.json and, for text, the chat template. `attention` and
-    `shift` are those of `TokenState`; text that sees itself in blocks has one block length.
+    `shift` are those of `TokenState`, and so is `conditioned`; text that sees itself in blocks has one block length.
 
-    `sampling_defaults` are generation_config.json's, by the names of `Sampling`, for requests that say nothing. `drafters`
+    `sampling_defaults` are generation_config.json's, by the names of `Sampling`, for requests that say nothing, and
+    `canvas_defaults` parameters of `block_diffusion` for those that name no rule or the same. `drafters`
     are what can guess its tokens.
     """
 
@@ -123,7 +124,9 @@ class ModelCard(msgspec.Struct, frozen=True):
     shift: bool = False
     sizes: list[tuple[int, int]] = []
     guidance_range: tuple[float, float] | None = None
+    conditioned: bool = False
     sampling_defaults: dict[str, float] = {}
+    canvas_defaults: dict[str, Any] = {}
     drafters: list[str] = []
 
 

@@ -69,6 +69,7 @@ class TextRequest(Request):
     acceptance: Acceptance = field(default_factory=Acceptance)
     scoring: Scoring | None = None
     revised: float | None = None
+    carried: object | None = None
 
     @classmethod
     def begin(
@@ -84,6 +85,7 @@ class TextRequest(Request):
         state = TokenState(
             list(work.prompt), len(work.prompt), limit, card.mask_token_id, card.attention, grid, card.shift,
             seed=submit.seed, vocabulary=card.vocab_size, stops=stops, floor=len(work.prompt) + work.min_tokens,
+            conditioned=card.conditioned,
         )  # fmt: skip
         need = -(-(limit + procedure.scratch(0)) // block_size)
         request = cls(
@@ -211,6 +213,7 @@ class TextRequest(Request):
         draft = rows[-1].draft()
         path = accepted(draft, [reading.token for reading in read.readings]) if draft.tokens and whole else ()
         if whole:
+            self.carried = read.carried
             self.procedure.fold(state, read.readings)
             self._account(draft, path)
         if read.draft is not None:

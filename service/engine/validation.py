@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from service.engine.messages import ModelCard, TextWork
-from service.procedures.block_diffusion_parameters import BlockDiffusionParameters, Rule
+from service.procedures.block_diffusion_parameters import REREADING_RULES, BlockDiffusionParameters, Rule
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES
 from service.procedures.types import Axis
@@ -45,6 +45,9 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
         )
     if len(card.block_lengths) == 1 and "block_length" in spec.parameters.__struct_fields__:
         raw.setdefault("block_length", card.block_lengths[0])
+    if issubclass(spec.parameters, BlockDiffusionParameters):
+        rule = card.canvas_defaults.get("rule")
+        raw = {**card.canvas_defaults, **raw} if raw.get("rule", rule) == rule else raw
     try:
         parameters = msgspec.convert(raw, spec.parameters, strict=True)
     except msgspec.ValidationError as error:
@@ -71,6 +74,17 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
 
 def _check_noise(card: ModelCard, parameters: BlockDiffusionParameters) -> None:
     """Raises InvalidField for a rule that goes back to a kind of noise which the network was not trained with."""
+    if card.conditioned and parameters.rule not in REREADING_RULES:
+        raise InvalidField(
+            "procedure.rule",
+            f"{parameters.rule} reads a part of a canvas, and {card.name} takes in what was read of all of it; allowed: "
+            f"{', '.join(REREADING_RULES)}",
+        )
+    if parameters.confidence_threshold is not None and card.mask_token_id is not None:
+        raise InvalidField(
+            "procedure.confidence_threshold",
+            f"confidence_threshold is for networks whose noise is random tokens; that of {card.name} is a mask token",
+        )
     noise, other = ("random tokens", "remask") if card.mask_token_id is None else ("a mask token", "uniform")
     if parameters.rule == other:
         rules = ", ".join(rule for rule in get_args(Rule) if rule != other)

@@ -9,6 +9,7 @@ from typing import Any
 from service.models.config_keys import ConfigKeys
 from service.models.decoder_config import ExpertsConfig
 from service.models.family import Family
+from service.models.gemma4 import DIFFUSION_GEMMA
 from service.models.layer_types import qwen_moe
 
 
@@ -86,13 +87,6 @@ _LLADA = Family(
     ),
 )  # fmt: skip
 
-NOT_SERVED = {
-    "diffusion_gemma": "DiffusionGemma is not served: the decoder lacks its heads of two sizes, keys that serve as values, "
-    "normed values, experts beside a dense layer, scales of layers that differ between text and canvas, and the canvas' own "
-    "last distributions as an input",
-}
-"""Model types that somebody will ask for, and why they are not there."""
-
 
 def diffusion_families(families: Mapping[str, Family]) -> dict[str, Family]:
     """By model_type, also those that are decoders of `families` trained for diffusion."""
@@ -115,4 +109,5 @@ def diffusion_families(families: Mapping[str, Family]) -> dict[str, Family]:
     )  # fmt: skip
     return {
         "sdar": sdar, "sdar_moe": sdar_moe, "Fast_dLLM_Qwen": fast_dllm, "Dream": dream, "llada": _LLADA, "llada2_moe": _LLADA2,
+        "diffusion_gemma": DIFFUSION_GEMMA,
     }  # fmt: skip

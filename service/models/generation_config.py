@@ -24,12 +24,21 @@ UNUSED = {
 NEUTRAL: tuple[Any, ...] = (None, 0, 1, 0.0, 1.0, [], {}, False)
 
 
+CANVAS = {
+    "t_max": "t_max", "t_min": "t_min", "max_denoising_steps": "steps", "stability_threshold": "stability_threshold",
+    "confidence_threshold": "confidence_threshold",
+}  # fmt: skip
+"""DiffusionGemma's settings, by the names of parameters of `block_diffusion`."""
+
+
 @dataclass(frozen=True)
 class GenerationConfig:
-    """`eos_token_ids` None: the file does not say. `sampling`: defaults by the names of a request's fields."""
+    """`eos_token_ids` None: the file does not say. `sampling`: defaults by the names of a request's fields; `canvas` by those
+    of the parameters of `block_diffusion`."""
 
     eos_token_ids: tuple[int, ...] | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
+    canvas: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, json: Mapping[str, Any], model: str) -> GenerationConfig:
@@ -48,7 +57,14 @@ class GenerationConfig:
         ignored = sorted(key for key in UNUSED if json.get(key) not in NEUTRAL)
         if ignored:
             log.warning("%s: generation_config.json: these have no effect: %s", model, ", ".join(ignored))
-        return cls(token_ids("eos_token_id", json.get("eos_token_id")), sampling)
+        canvas = {name: json[key] for key, name in CANVAS.items() if json.get(key) is not None}
+        if (sampler := json.get("sampler_config")) is not None:
+            if not isinstance(sampler, Mapping) or sampler.get("_cls_name") != "EntropyBoundSamplerConfig":
+                raise ValueError(f"sampler_config must be an EntropyBoundSamplerConfig, not {sampler!r:.80}")
+            canvas["entropy_bound"] = sampler.get("entropy_bound")
+        if wrong := sorted(name for name, value in canvas.items() if not isinstance(value, int | float) or value < 0):
+            raise ValueError(f"{wrong[0]} must be a number, 0 or more, not {canvas[wrong[0]]!r}")
+        return cls(token_ids("eos_token_id", json.get("eos_token_id")), sampling, canvas)
 
 
 def token_ids(key: str, value: Any) -> tuple[int, ...] | None:

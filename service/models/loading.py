@@ -12,12 +12,12 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from service.models.decoder import Decoder, DecoderConfig
-from service.models.diffusion_families import NOT_SERVED
 from service.models.errors import ModelError
 from service.models.families import FAMILIES, read_config
 from service.models.family import Family
 from service.models.filling import fill, fitting, materialise
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
+from service.models.gemma4 import PUBLISHED
 from service.models.generation_config import GenerationConfig, token_ids
 from service.models.heads import Heads
 from service.models.heads_loading import EMBEDDED_HEADS, StoredHeads, module_of_checkpoint, stored_heads
@@ -35,7 +35,7 @@ FLOW = "stride_flow_transformer"
 @dataclass(frozen=True)
 class TextModel:
     """`sampling_defaults` are generation_config.json's, by the names of a request's fields. `heads` and `draft_model` guess
-    this model's tokens."""
+    this model's tokens. `canvas_defaults` say how its canvases are refined, by the names of `block_diffusion`'s parameters."""
 
     spec: ModelSpec
     network: Decoder
@@ -43,6 +43,7 @@ class TextModel:
     max_model_len: int
     parameters: int
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    canvas_defaults: Mapping[str, Any] = field(default_factory=dict)
     heads: Heads | None = None
     draft_model: TextModel | None = None
 
@@ -80,8 +81,6 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
         kind = config.get("model_type")
         if kind == FLOW:
             return _load_image_model(spec, config, device)
-        if isinstance(kind, str) and kind in NOT_SERVED:
-            raise ModelError(NOT_SERVED[kind])
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW])}")
         model = _load_text_model(spec, config, device, kv_memory)
@@ -126,7 +125,8 @@ def _load_text_model(spec: ModelSpec, json: dict[str, Any], device: torch.device
     drawable = tuple(token for token in eos if token < config.vocab_size)
     limit = spec.max_model_len or longest
     heads = None if stored is None else stored.load(spec.name, dtype, device)
-    return TextModel(spec, network.eval(), drawable, limit, parameters, generation.sampling, heads)
+    canvas = {**PUBLISHED, **generation.canvas} if config.self_conditioning else {}
+    return TextModel(spec, network.eval(), drawable, limit, parameters, generation.sampling, canvas, heads)
 
 
 def _stored_heads(spec: ModelSpec, config: DecoderConfig, inside: StoredHeads | None) -> StoredHeads | None:

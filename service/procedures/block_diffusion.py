@@ -17,7 +17,9 @@ what comes next give a block's first token in the forward that commits the block
 
 Positions set together are drawn independently: an approximation, whose bound is the rule's parameter. A network with a mask
 token sees it wherever nothing is set; one without was trained with random tokens as its noise, and sees fresh ones in
-every forward; there, `entropy_bound` accepts anew each time, as DiffusionGemma does, for `steps` forwards at most.
+every forward; there, `entropy_bound` accepts anew each time, for `steps` forwards at most. With `confidence_threshold` it is
+DiffusionGemma's: the canvas ends as the likeliest tokens of its last forward, which is the first in which they are those of the
+`stability_threshold` forwards before it and the mean entropy is below that threshold.
 
 Nothing is drawn beyond the request's limit (but where text sees itself in blocks, which are filled whole as published), nor
 behind a token that ends the text, which no later forward can unset.
@@ -46,6 +48,7 @@ class BlockDiffusion:
         if not state.canvas:
             state.canvas = [None] * (self.parameters.block_length - len(known))
             state.canvas_step = 0
+            state.guesses = []
         if _leads(state) and state.canvas[0] is None:
             return [state.uncached_row(wanted=True)]
         rows = [] if state.cached == state.keepable else [state.uncached_row(wanted=False)]
@@ -54,7 +57,7 @@ class BlockDiffusion:
             TokenRow(
                 Axis.REFINE, (*known, *_shown(state)), state.keepable, "block", False,
                 tuple(first + offset for offset in self._wanted(state)), state.canvas_step, shift=state.shift,
-                spread=self.parameters.rule in SPREAD_RULES,
+                spread=self.parameters.rule in SPREAD_RULES, heat=self._heat(state),
             )
         )  # fmt: skip
         return rows
@@ -92,6 +95,8 @@ class BlockDiffusion:
 
     def _end(self, state: TokenState) -> int:
         """Offset behind the last position of the canvas that is drawn."""
+        if state.conditioned:
+            return len(state.canvas)
         end = len(state.canvas) if state.attention == "block" else min(len(state.canvas), _room(state))
         if self._resamples(state):
             return end
@@ -116,6 +121,14 @@ class BlockDiffusion:
 
     def _steps(self, state: TokenState) -> int:
         return self.parameters.steps or len(state.canvas)
+
+    def _heat(self, state: TokenState) -> float:
+        """Evenly from `t_max` in the first forward towards `t_min`."""
+        high, low = self.parameters.t_max, self.parameters.t_min
+        if high is None or low is None:
+            return 1.0
+        steps = self._steps(state)
+        return low + (high - low) * max(1, steps - state.canvas_step) / steps
 
     def _chosen(self, state: TokenState, readings: list[Reading]) -> set[int]:
         """Which of the positions that are not set this forward sets; at least one."""
@@ -175,12 +188,26 @@ class BlockDiffusion:
         bound, steps = self.parameters.entropy_bound, self._steps(state)
         assert bound is not None
         accepted = within_entropy(list(readings.values()), bound)
-        if len(accepted) == len(readings):
+        settled = self._settled(state, readings)
+        if settled or (settled is None and len(accepted) == len(readings)):
             state.canvas_step = steps
         state.canvas_step += 1
+        if settled is not None and state.canvas_step >= steps:
+            state.canvas = list(state.guesses[-1])
+            return
         whole = state.canvas_step >= steps
         for i, reading in readings.items():
             state.canvas[i] = reading.token if whole or i in accepted else None
+
+    def _settled(self, state: TokenState, readings: dict[int, Reading]) -> bool | None:
+        """Whether the likeliest tokens stay what they are and are sure; None where the rule does not look at them."""
+        sure, times = self.parameters.confidence_threshold, self.parameters.stability_threshold
+        if sure is None or times is None:
+            return None
+        guess = tuple(reading.token if reading.likeliest is None else reading.likeliest for reading in readings.values())
+        stable = len(state.guesses) >= times and all(one == guess for one in state.guesses[len(state.guesses) - times :])
+        state.guesses = [*state.guesses, guess][-max(1, times) :]
+        return stable and sum(map(entropy, readings.values())) / len(readings) < sure
 
 
 def _shown(state: TokenState) -> list[int]:

@@ -37,8 +37,9 @@ class TokenRow:
     token is the last committed one; behind the guesses `asks` tokens are masks, whose own tokens are read. When it has run,
     the keys and values of those guesses that were right lie at their positions.
 
-    `spread` asks for the entropy and the margin of what is read. `scored` are tokens that are known to follow the wanted
-    offsets, one each: nothing is drawn there, but their log-probabilities are read.
+    `spread` asks for the entropy and the margin of what is read, and for the likeliest token. `heat`: what the request's
+    temperature is multiplied by. `scored` are tokens that are known to follow the wanted offsets, one each: nothing is drawn
+    there, but their log-probabilities are read.
     """
 
     axis: Axis
@@ -57,6 +58,7 @@ class TokenRow:
     asks: int = 0
     spread: bool = False
     scored: tuple[int, ...] = ()
+    heat: float = 1.0
 
     @classmethod
     def tree(cls, token: int, start: int, draft: Draft, masks: int = 0, mask_token: int = 0) -> Self:
@@ -163,8 +165,8 @@ class LatentRow:
 class Reading:
     """What the network said at one wanted position: a token drawn there and its plain probability (temperature 1).
 
-    Where the row asked, `entropy` is that of the distribution at the request's temperature, in nats (plain for temperature
-    0), and `margin` what the likeliest token's plain probability leads the next one's by.
+    Where the row asked, `entropy` is that of the distribution at the request's temperature, in nats (as for 1 where that is
+    0), and `margin` what the `likeliest` token's plain probability leads the next one's by.
     Where they were asked for, `logprob` is the natural logarithm of its probability under the network's own logits,
     before any bias, penalty or filter, and `top` the likeliest tokens there with theirs, likeliest first.
     """
@@ -175,6 +177,7 @@ class Reading:
     top: tuple[tuple[int, float], ...] = ()
     entropy: float | None = None
     margin: float | None = None
+    likeliest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +208,8 @@ class TokenState:
     by blocks of `block_length`; with `shift` it says at a position what comes next.
 
     A canvas' noise is the mask token or, where there is none, random ones of `vocabulary` tokens, by `seed`. A token of
-    `stops` ends the text from position `floor` on.
+    `stops` ends the text from position `floor` on. A `conditioned` network takes in what was last read of a canvas, all of
+    it; `guesses` are the likeliest tokens of its last forwards, where a rule looks back at them.
     """
 
     tokens: list[int]
@@ -223,6 +227,8 @@ class TokenState:
     vocabulary: int = 0
     stops: frozenset[int] = frozenset()
     floor: int = 0
+    conditioned: bool = False
+    guesses: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def generated(self) -> int:

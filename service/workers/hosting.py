@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -48,6 +49,7 @@ class TextHost:
     eos_token_ids: tuple[int, ...]
     max_model_len: int
     sampling_defaults: Mapping[str, float]
+    canvas_defaults: Mapping[str, Any]
     pool: BlockPool
     worker: TokenWorker
 
@@ -95,8 +97,8 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
         f" with {spec.quantization} weights" if spec.quantization else "", worker.run_by, longest, readable(kv_memory),
     )  # fmt: skip
     return TextHost(
-        spec.name, model.spec.folder, model.parameters, config, model.eos_token_ids, longest, model.sampling_defaults, pool,
-        worker,
+        spec.name, model.spec.folder, model.parameters, config, model.eos_token_ids, longest, model.sampling_defaults,
+        model.canvas_defaults, pool, worker,
     )  # fmt: skip
 
 

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.token_sampling import add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs, spread
+from kernels.token_sampling import COLDEST, add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs, spread
 from service.models.decoder import Decoder
 from service.models.heads import FeatureModule, Heads, MedusaHeads
 from service.procedures.drafts import accepted
 from service.procedures.types import Reading, TokenRow
 from service.workers.block_pool import BlockPool
+from service.workers.conditioning import Conditioning
 from service.workers.drafters import CachedDrafter, Continuation, Drafter, MedusaDrafter
 from service.workers.fastest_forward import fastest_forward
 from service.workers.kernel_forward import KernelForward
@@ -51,6 +52,7 @@ class TokenWorker:
         self.drafters: dict[str, Drafter] = {}
         # The module's decoder shares what the kernel takes out of the network.
         layer = heads.decoder(network) if isinstance(heads, FeatureModule) else None
+        self._conditioning = Conditioning(network) if network.config.self_conditioning else None
         self._forward = fastest_forward(network, self.cache, threads, batch_invariant)
         self.run_by = "the CPU kernel" if isinstance(self._forward, KernelForward) else "torch"
         vocabulary, longest = network.config.vocab_size, network.config.max_position_embeddings
@@ -72,14 +74,31 @@ class TokenWorker:
         packed = PackedRows.of(moves, self.pool.block_size)
         asked = {move.drafter for move in moves}
         drafters = {name: drafter for name, drafter in self.drafters.items() if name in asked}
-        output = self._forward(packed, states=any(drafter.reads_states for drafter in drafters.values()))
+        inputs = None
+        if self._conditioning is not None and any(packed.in_canvas()):
+            inputs = self._conditioning.inputs(moves, self._forward.embed(self._long(packed.tokens)))
+        output = self._forward(packed, inputs, any(drafter.reads_states for drafter in drafters.values()))
         sound = output.finite.tolist()
         outcomes: list[TokenOutcome] = self._read(moves, output.logits) if packed.wanted else [TokenRead() for _ in moves]
+        self._carry(moves, outcomes, output.logits)
         self._check(moves, outcomes, sound)
         self._settle(moves, outcomes)
         for name, drafter in drafters.items():
             self._draft(name, drafter, moves, outcomes, output.states)
         return outcomes
+
+    def _carry(self, moves: Sequence[TokenMove], outcomes: list[TokenOutcome], logits: Tensor) -> None:
+        """What canvases were drawn from goes into their outcomes, in the form in which the network takes it in."""
+        if self._conditioning is None:
+            return
+        at = 0
+        for i, move in enumerate(moves):
+            row, outcome = move.rows[-1], outcomes[i]
+            own = logits[at : at + len(row.wanted)]
+            at += len(row.wanted)
+            if row.mode == "block" and isinstance(outcome, TokenRead):
+                temperatures = torch.tensor([_warmth(draw, row.heat) for draw in move.every_draw()], device=self.device)
+                outcomes[i] = replace(outcome, carried=self._conditioning.carried(own, temperatures))
 
     def _check(self, moves: Sequence[TokenMove], outcomes: list[TokenOutcome], sound: Sequence[bool]) -> None:
         at = 0
@@ -163,15 +182,15 @@ class TokenWorker:
     def _drawn(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
         counts = [len(move.rows[-1].wanted) for move in moves]
         finite = torch.isfinite(logits.sum(dim=-1)).tolist()
-        draws = [draw for move in moves for draw in move.every_draw()]
+        draws = [draw.heated(move.rows[-1].heat) for move in moves for draw in move.every_draw()]
         plain = logits.clone() if any(draw.logprobs is not None for draw in draws) else logits
         numbers = [_draw_number(row, offset) for row in (move.rows[-1] for move in moves) for offset in row.wanted]
         chosen, confidence = self._draw(draws, logits, numbers)
         readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
         for i, reading in self._logprobs(draws, plain, chosen):
             readings[i] = replace(readings[i], logprob=reading[0], top=reading[1])
-        for i, entropy, margin in self._spread(moves, draws, logits):
-            readings[i] = replace(readings[i], entropy=entropy, margin=margin)
+        for i, entropy, margin, likeliest in self._spread(moves, logits):
+            readings[i] = replace(readings[i], entropy=entropy, margin=margin, likeliest=likeliest)
         outcomes: list[TokenOutcome] = []
         at = 0
         for count in counts:
@@ -250,17 +269,23 @@ class TokenWorker:
         for (i, count), logprob, likeliest, ids in zip(asked, own, top, tokens, strict=True):
             yield i, (logprob, tuple(zip(ids[:count], likeliest[:count], strict=True)))
 
-    def _spread(self, moves: Sequence[TokenMove], draws: Sequence[Draws], logits: Tensor) -> Iterator[tuple[int, float, float]]:
-        """Index of every reading whose row asked, its entropy and its margin."""
-        asked = [row.spread for row in (move.rows[-1] for move in moves) for _ in row.wanted]
-        rows = [i for i, wanted in enumerate(asked) if wanted]
+    def _spread(self, moves: Sequence[TokenMove], logits: Tensor) -> Iterator[tuple[int, float, float, int]]:
+        """Index of every reading whose row asked, its entropy, its margin and the likeliest token."""
+        asked = [(move.rows[-1], draw) for move in moves for draw in move.every_draw()]
+        rows = [i for i, (row, _) in enumerate(asked) if row.spread]
         if rows:
-            temperature = torch.tensor([draws[i].temperature for i in rows], device=self.device)
-            entropy, margin = spread(logits[self._long(rows)], temperature, self._threads.every)
-            yield from zip(rows, entropy.tolist(), margin.tolist(), strict=True)
+            own = logits[self._long(rows)]
+            temperature = torch.tensor([_warmth(asked[i][1], asked[i][0].heat) for i in rows], device=self.device)
+            entropy, margin = spread(own, temperature, self._threads.every)
+            yield from zip(rows, entropy.tolist(), margin.tolist(), own.argmax(-1).tolist(), strict=True)
 
     def _array(self, values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
         return torch.from_numpy(values).to(device=self.device, dtype=dtype)
+
+
+def _warmth(draw: Draws, heat: float) -> float:
+    """The temperature of the distribution that is looked at: for greedy draws that of a request with 1."""
+    return heat if draw.temperature < COLDEST else draw.temperature * heat
 
 
 def _draw_number(row: TokenRow, offset: int) -> int:

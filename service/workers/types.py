@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -43,6 +43,10 @@ class Draws:
     allowed: bytes = b""
     logprobs: int | None = None
 
+    def heated(self, heat: float) -> Draws:
+        """The same at a temperature so many times as high."""
+        return self if heat == 1.0 else replace(self, temperature=self.temperature * heat)
+
 
 @dataclass(slots=True)
 class Deferred:
@@ -61,7 +65,8 @@ class TokenMove:
     `draws` says how the wanted positions of the last row are drawn, or only the first of them where `later` has one for
     each of the others. `drafting` asks `drafter` for that many guesses of what comes behind the token that this move adds
     to the committed ones, and for `width` at each of their places; `following` is the token behind the rows where that is
-    known already, as in a prompt; `deferred` is what the drafter has put off.
+    known already, as in a prompt; `deferred` is what the drafter has put off. `carried` is what the last forward of the canvas
+    gave to be handed in again, None for a first one.
     """
 
     rows: tuple[TokenRow, ...]
@@ -73,6 +78,7 @@ class TokenMove:
     following: int | None = None
     deferred: Deferred = field(default_factory=Deferred)
     width: int = 1
+    carried: object | None = None
 
     def every_draw(self) -> list[Draws]:
         """One a wanted position of the last row."""
@@ -107,10 +113,11 @@ class RowError(Exception):
 @dataclass(frozen=True, slots=True)
 class TokenRead:
     """What was read at the wanted positions of a move's last row, and what a drafter guesses to come after all of it that
-    is committed (`service.procedures.drafts.accepted`)."""
+    is committed (`service.procedures.drafts.accepted`). `carried` belongs into the canvas' next move."""
 
     readings: list[Reading] = field(default_factory=list)
     draft: Draft | None = None
+    carried: object | None = None
 
 
 TokenOutcome = TokenRead | RowError

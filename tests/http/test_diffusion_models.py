@@ -9,6 +9,7 @@ import pytest
 from openai import OpenAI
 
 from tests.diffusion_checkpoints import LAYOUTS, write_layout
+from tests.diffusion_gemma import write_gemma
 from tests.http.server import Server
 from tests.http.test_checkpoints import write_tokenizer
 
@@ -21,8 +22,11 @@ SERVED = ("sdar", "fast_dllm", "llada", "dream", "llada2")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder, arguments = tmp_path_factory.mktemp("diffusion"), []
-    for name in (*SERVED, "long"):
-        write_layout(folder / name, "llada" if name == "long" else name)
+    for name in (*SERVED, "long", "diffusion_gemma"):
+        if name == "diffusion_gemma":
+            write_gemma(folder / name)
+        else:
+            write_layout(folder / name, "llada" if name == "long" else name)
         write_tokenizer(folder / name)
         words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": TEMPLATE}
         (folder / name / "tokenizer_config.json").write_text(json.dumps(words))
@@ -34,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", [*SERVED, "diffusion_gemma"])
 def test_a_chat_streamed_and_not_is_the_same_text_and_the_second_time_comes_from_the_cache(server: Server, name: str) -> None:
     client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
     messages = [{"role": "user", "content": "To be, or not to be, that is the question: whether 'tis nobler"}]
@@ -78,3 +82,14 @@ def test_without_a_limit_a_whole_sequence_is_not_as_long_as_the_context(server: 
     answer = server.post("/v1/chat/completions", {**asked, "model": "long"})
     assert answer.json()["usage"]["completion_tokens"] == 256
     assert server.post("/v1/generate", {"model": "long", "prompt": "To be", "max_tokens": 300}).status_code == 200
+
+
+def test_rules_and_parameters_that_diffusion_gemma_has_no_use_for_are_refused_by_name(server: Server) -> None:
+    wrong = {"rule": {"rule": "threshold"}, "block_length": {"block_length": 16}, "t_max": {"t_max": None}}
+    for field, changes in wrong.items():
+        body = {"model": "diffusion_gemma", "prompt": "To be", "procedure": {"name": "block_diffusion", **changes}}
+        answer = server.post("/v1/generate", body)
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == f"procedure.{field}"
+    body = {"model": "sdar", "prompt": "To be", "procedure": {"name": "block_diffusion", "rule": "entropy_bound"}}
+    body["procedure"] |= {"confidence_threshold": 0.1}
+    assert server.post("/v1/generate", body).json()["error"]["param"] == "procedure.confidence_threshold"

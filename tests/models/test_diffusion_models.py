@@ -12,7 +12,7 @@ from torch import Tensor
 
 from service.models.decoder_config import ExpertsConfig
 from service.models.families import read_config
-from service.models.loading import ModelError, ModelSpec, TextModel, load_model
+from service.models.loading import ModelSpec, TextModel, load_model
 from service.procedures.types import Axis, TokenRow
 from service.workers.block_pool import BlockPool
 from tests.diffusion_checkpoints import LAYOUTS, VOCABULARY, logits_of, write_layout
@@ -119,13 +119,3 @@ def test_a_mixture_for_block_diffusion_is_both(folder: Path) -> None:
 def test_what_such_a_network_does_not_compute_is_refused_by_name(name: str, key: str, value: Any) -> None:
     with pytest.raises(ValueError, match="5 of 4 groups" if key == "topk_group" else key):
         read_config({**LAYOUTS[name].config, key: value})
-
-
-def test_diffusion_gemma_is_refused_with_what_it_would_need(folder: Path) -> None:
-    import transformers
-
-    place = folder / "gemma"
-    transformers.DiffusionGemmaConfig().save_pretrained(place)
-    (place / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match="DiffusionGemma is not served: the decoder lacks its heads of two sizes"):
-        load_model(ModelSpec.parse(f"m={place}"), torch.device("cpu"))
