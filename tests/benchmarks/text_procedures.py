@@ -78,6 +78,9 @@ def cases(drafters: Sequence[str], block_lengths: Sequence[int]) -> Iterator[Cas
         for count in (2, 4, 6):
             procedure = {"name": "speculative", "drafter": drafter, "draft_tokens": count}
             yield Case(f"verified, {drafter}, {count}", "verified", procedure | {"adaptive": False})
+        if drafter == "heads":
+            tree = procedure | {"adaptive": False, "draft_tokens": 4, "width": 2}
+            yield Case(f"verified, {drafter}, 4, width 2", "verified", tree)
         yield Case(f"verified, {drafter}, as it pays", "adaptive", procedure)
     for length, steps in ((2, 1), (4, 2), (4, 1), (8, 2), (8, 1)):
         if length in block_lengths:

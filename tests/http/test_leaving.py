@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -86,17 +87,38 @@ def test_a_deadline_that_passes_in_the_queue_is_a_504_or_an_error_event_of_a_str
     small.until(small.is_idle)
 
 
-def test_a_killed_engine_fails_what_ran_in_it_and_comes_back(small: Server) -> None:
-    restarts = small.metric("stride_engine_restarts_total")
-    with httpx.stream("POST", small.url + "/v1/generate", json={**LONG, "stream": True}, timeout=30) as response:
-        lines = response.iter_lines()
-        next(lines)
-        small.kill_engine()
-        rest = "\n".join(lines)
-    assert "event: error" in rest and "engine_unavailable" in rest
-    small.until(lambda: small.metric("stride_engine_restarts_total") == restarts + 1)
-    small.wait_ready()
-    assert small.post("/v1/completions", {"model": "shakespeare", "prompt": "x", "max_tokens": 3}).status_code == 200
+PROCEDURES: tuple[dict[str, object], ...] = (
+    {"name": "autoregressive"},
+    {"name": "speculative", "drafter": "heads", "adaptive": False},
+    {"name": "block_diffusion", "block_length": 32, "threshold": 1.0},
+)
+
+
+def test_a_killed_engine_fails_what_ran_in_it_and_comes_back(tmp_path: Path) -> None:
+    server = Server(tmp_path / "log", "--model", "shakespeare")
+    try:
+        restarts = server.metric("stride_engine_restarts_total")
+        body = {"model": "shakespeare", "prompt": "KING:", "max_tokens": 40, "seed": 3, "ignore_eos": True}
+        asked = [body | {"procedure": procedure} for procedure in PROCEDURES]
+        before = [server.post("/v1/generate", one).json()["outputs"] for one in asked]
+        assert before[0] == before[1] != before[2]
+        with ExitStack() as streams:
+            begun = []
+            for procedure in PROCEDURES:
+                stream = {**LONG, "stream": True, "procedure": procedure}
+                response = streams.enter_context(httpx.stream("POST", server.url + "/v1/generate", json=stream, timeout=30))
+                begun.append(response.iter_lines())
+                next(begun[-1])
+            server.kill_engine()
+            for lines in begun:
+                rest = "\n".join(lines)
+                assert "event: error" in rest and "engine_unavailable" in rest and "event: done" not in rest
+        server.until(lambda: server.metric("stride_engine_restarts_total") == restarts + 1)
+        server.wait_ready()
+        assert [server.post("/v1/generate", one).json()["outputs"] for one in asked] == before
+        server.until(server.is_idle)
+    finally:
+        server.stop()
 
 
 def test_a_key_is_asked_for_where_it_matters(tmp_path: Path) -> None:
