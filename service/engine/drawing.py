@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from service.engine.grammar import Following
+from service.engine.grammar import Following, GrammarError
 from service.engine.messages import Submit, TextWork
 from service.procedures.drafts import branch, pruned
 from service.procedures.types import Draft, TokenState
@@ -34,7 +34,12 @@ class Drawing:
     def worth(self, state: TokenState, draft: Draft) -> Draft:
         """The guesses that can say anything: what ends the output is known from the draw before it."""
         draft = pruned(draft, [token not in state.stops for token in draft.tokens])
-        return draft if self.grammar is None or not draft.tokens else pruned(draft, self.grammar.follows(draft))
+        if self.grammar is None or not draft.tokens:
+            return draft
+        try:
+            return pruned(draft, self.grammar.follows(draft))
+        except GrammarError:
+            return Draft((), ())  # the grammar says so again of the next token, which ends the request
 
     def behind(self, state: TokenState, draft: Draft) -> list[Draws]:
         """How tokens are drawn behind all that is committed and behind each of the guesses, as if those before were right."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from service.engine.messages import ModelCard, Submit
+from service.engine.messages import Failed, ModelCard, Submit
 from service.procedures.drafts import branch
 from service.procedures.types import Draft
 
@@ -196,6 +196,11 @@ class Following:
     def complete(self) -> bool:
         """Nothing can follow but the end of the text."""
         return self._matcher.is_stopped()
+
+
+def grammar_failure(request_id: str, error: GrammarError) -> Failed:
+    """What a client is told of an output that cannot go on."""
+    return Failed(request_id, 400, "grammar_failed", f"the output cannot go on by its grammar: {error}")
 
 
 def reason(message: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from service.engine.base_request import deadline_failure
-from service.engine.grammar import Compiling, Following, GrammarError
+from service.engine.grammar import Compiling, Following, GrammarError, grammar_failure
 from service.engine.image_request import ImageRequest
 from service.engine.lane import Lane
 from service.engine.messages import (
@@ -133,6 +133,9 @@ class Engine:
         for item in batch.items:
             try:
                 moves.append(_move(item))
+            except GrammarError as error:
+                self.scheduler.remove(item.request.id)
+                failures.append(grammar_failure(item.request.id, error))
             except Exception as error:
                 self.scheduler.remove(item.request.id, failed=True)
                 failures.append(Failed(item.request.id, 500, "move_failed", f"the request's next move failed: {error}"))

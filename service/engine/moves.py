@@ -86,7 +86,8 @@ def waited_for_all(proposed: list[Proposed], chosen: set[str], room: int) -> Pro
 
 
 def fit(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int, alone: bool) -> Item | None:
-    """The move as far as `room` allows: whole, or the head of its first row; a canvas is never cut."""
+    """The move as far as `room` allows: whole, with fewer guesses, or the head of its first row; a canvas is never cut."""
+    rows = guessing(rows, room - needed(request, rows))  # a chunk that ended among guesses would not be a whole move
     size = size_of(request, rows)
     if size <= room:
         return Item(request, rows, True, size)

@@ -12,11 +12,10 @@ from service.engine.base_request import Request
 from service.engine.block_table import BlockTable
 from service.engine.drafting import Acceptance
 from service.engine.drawing import Drawing
-from service.engine.grammar import Following, GrammarError
+from service.engine.grammar import Following, GrammarError, grammar_failure
 from service.engine.image_request import ImageRequest
 from service.engine.messages import (
     Done,
-    Failed,
     FinishReason,
     FromEngine,
     ModelCard,
@@ -241,7 +240,7 @@ class TextRequest(Request):
                 self.grammar.take(fresh)
             except GrammarError as error:
                 self.finished = "cancelled"
-                return [Failed(self.id, 400, "grammar_failed", f"the output cannot go on by its grammar: {error}")]
+                return [grammar_failure(self.id, error)]
             if self.finished is None and self.grammar.complete:
                 self.finished = "stop"
         if self.finished is None and len(state.tokens) >= state.limit:

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llguidance import LLParserLimits
 
+from service.engine import grammar
 from service.engine.lane import Limits
 from service.engine.messages import Finish, FromEngine, Sampling, Submit, TextWork, Tokens
+from service.engine.moves import fit
+from service.engine.request import TextRequest
 from service.procedures.drafts import comb
-from service.procedures.types import Draft
+from service.procedures.types import Draft, TokenRow
 from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request
 from tests.engine.guessing import branching, install, oracle
-from tests.engine.reading_worker import VOCABULARY, reading_engine
+from tests.engine.reading_worker import CARD, VOCABULARY, reading_engine
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -116,6 +120,42 @@ def test_the_same_text_comes_with_any_tree_of_guesses(
         for submit in submits:
             told = [entry.own for entry in drafted.logprobs[submit.id]]
             assert told == pytest.approx([entry.own for entry in plain.logprobs[submit.id]], abs=1e-4)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_grammar_that_grows_beyond_its_bounds_over_guesses_ends_its_own_request_alone(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar, "LIMITS", LLParserLimits(max_lexer_states=60, verbose_errors=False))
+    submits = pairs(2, max_tokens=60)
+    plain = finish_all(engine_on(tmp_path), submits)
+    install(monkeypatch, lambda tokens, count: tuple(random.Random(len(tokens)).choices(b"ab", k=count)))
+    hostile = text_request("hostile", 9, grammar="start: /[ab]*a[ab]{40}c/", max_tokens=300)
+    together = finish_all(engine_on(tmp_path), [*submits, speculative(hostile, width=width)])
+    failed = together.failed["hostile"]
+    assert (failed.status, failed.code) == (400, "grammar_failed")
+    assert all(together.tokens[s.id] == plain.tokens[s.id] for s in submits)
+
+
+def test_a_grammar_that_gives_out_behind_a_guess_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gives_out(following: grammar.Following, draft: Draft) -> list[bytes]:
+        raise grammar.GrammarError("too many states")
+
+    monkeypatch.setattr(grammar.Following, "allowed_behind", gives_out)
+    failed = finish_all(engine_on(tmp_path), [speculative(s, width=2) for s in pairs(1, grammar=GRAMMAR)]).failed["r0"]
+    assert (failed.status, failed.code) == (400, "grammar_failed") and "too many states" in failed.message
+
+
+def test_guesses_that_have_no_room_are_dropped_before_what_must_be_computed_is_cut() -> None:
+    work = TextWork([1, 2, 3, 4, 5, 6] * 3, 50)
+    submit = Submit("text", "text", "speculative", {"draft_tokens": 8}, 0, work, 0.0)
+    request = TextRequest.begin(submit, work, CARD, 16)
+    rows = request.propose()
+    whole, part = fit(request, rows, 20, alone=True), fit(request, rows, 12, alone=True)
+    assert whole is not None and whole.whole and isinstance(whole.rows[0], TokenRow)
+    assert (len(whole.rows[0].tokens), whole.rows[0].drafts, whole.size) == (20, 2, 20)
+    assert part is not None and not part.whole and isinstance(part.rows[0], TokenRow)
+    assert (part.rows[0].tokens, part.rows[0].drafts) == (tuple(work.prompt[:12]), 0)
 
 
 def test_trees_in_forwards_with_others_and_set_back_change_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
