@@ -16,11 +16,13 @@ from service.models.loading import EMBEDDED
 MASK, EOS = 257, 256
 
 
-def write_decoder(folder: Path, seed: int = 0, window: int | None = 24, head_dim: int = 8, mask: int | None = MASK) -> Path:
+def write_decoder(
+    folder: Path, seed: int = 0, window: int | None = 24, head_dim: int = 8, mask: int | None = MASK, vocab_size: int = 264
+) -> Path:
     """A two-layer decoder over the embedded byte tokeniser's vocabulary, with grouped heads and a sliding window. Without a
     mask token it is for noise that is random tokens."""
     config = DecoderConfig(
-        vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=head_dim, sliding_window=window, max_position_embeddings=512, mask_token_id=mask,
         block_lengths=(4, 8, 16), eos_token_id=EOS,
     )  # fmt: skip

@@ -58,6 +58,11 @@ class Grammars:
         self._compiled.move_to_end(grammar)
         return future
 
+    def drop(self, grammar: str) -> None:
+        """Compile it anew for whoever comes next: all copies share one lexer, which has grown beyond its bounds."""
+        if self._compiled.pop(grammar, None) is not None:
+            self._kept_bytes -= len(grammar)
+
     def forget(self, future: Future[LLMatcher]) -> None:
         """Nobody waits for this one any more: if its turn has not come yet, it is not compiled."""
         if future.cancel():
@@ -111,6 +116,11 @@ class Compiling:
             assert message is not None
             self._grammars[message.model].forget(future)
         return message
+
+    def gave_out(self, submit: Submit, grammar: str) -> None:
+        """A request could not follow its grammar any further."""
+        if submit.model in self._grammars:
+            self._grammars[submit.model].drop(grammar)
 
     def ready(self, seconds: float) -> list[tuple[Submit, Following | GrammarError]]:
         """Those whose grammar is there or has failed; waits up to `seconds` for the first."""

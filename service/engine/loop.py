@@ -135,6 +135,7 @@ class Engine:
                 moves.append(_move(item))
             except GrammarError as error:
                 self.scheduler.remove(item.request.id)
+                self._grammar_gave_out(item.request)
                 failures.append(grammar_failure(item.request.id, error))
             except Exception as error:
                 self.scheduler.remove(item.request.id, failed=True)
@@ -180,12 +181,18 @@ class Engine:
             rows = [row for row in item.rows if isinstance(row, TokenRow)]
             assert isinstance(outcome, TokenRead)
             events = request.fold(rows, item.whole, outcome, now)
+            if any(isinstance(event, Failed) for event in events):
+                self._grammar_gave_out(request)
         else:
             events = request.fold(outcome, now)
         self.scheduler.keep(request)
         if request.finished is not None:
             self.scheduler.remove(request.id)
         return events
+
+    def _grammar_gave_out(self, request: AnyRequest) -> None:
+        assert isinstance(request, TextRequest)
+        self._compiling.gave_out(request.submit, request.work.grammar)
 
     def abort_all(self, reason: FinishReason = "cancelled") -> list[FromEngine]:
         """End everything, as at shutdown."""

@@ -111,7 +111,7 @@ class BlockDiffusion:
         if self._resamples(state) and self.parameters.rule != "remask":
             return list(range(end))
         unset = [i for i in range(end) if state.canvas[i] is None]
-        length, known = self.parameters.sub_block_length, self.parameters.block_length - len(state.canvas)
+        length, known = self.parameters.sub_block_length, len(state.tokens) - state.keepable
         return unset if length is None else [i for i in unset if (known + i) // length == (known + unset[0]) // length]
 
     def _finished(self, state: TokenState) -> bool:

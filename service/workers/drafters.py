@@ -104,13 +104,16 @@ class CachedDrafter:
     """
 
     def __init__(
-        self, forward: Forward, cache: PagedCache, vocabulary: int, longest: int, draw: Draw, module: FeatureModule | None = None
-    ) -> None:
-        """`vocabulary` of the model that verifies; positions from `longest` on are not known to this one."""
+        self, forward: Forward, cache: PagedCache, vocabulary: int, known: int, longest: int, draw: Draw,
+        module: FeatureModule | None = None,
+    ) -> None:  # fmt: skip
+        """`vocabulary` of the model that verifies; tokens from `known` on and positions from `longest` on are not known to
+        this one."""
         self.reads_states = module is not None
         self._forward = forward
         self._cache = cache
         self._vocabulary = vocabulary
+        self._known = known
         self._longest = longest
         self._draw = draw
         self._module = module
@@ -122,7 +125,8 @@ class CachedDrafter:
         moves: list[TokenMove] = []
         features: list[Tensor] = []
         for i, one in enumerate(continuations):
-            tokens = one.tokens[ahead:]
+            # A prompt may hold ids of the model's own padding: to this decoder any token says as little.
+            tokens = tuple(token if token < self._known else 0 for token in one.tokens[ahead:])
             fitting = tokens[: max(0, self._room(one) - one.start)]
             if not fitting:
                 continue

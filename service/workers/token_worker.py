@@ -61,12 +61,12 @@ class TokenWorker:
         elif heads is not None and layer is not None:
             cache = PagedCache.of(layer.config, pool, network.dtype, device)
             forward = fastest_forward(layer, cache, threads, batch_invariant, self._forward)
-            self.drafters["heads"] = CachedDrafter(forward, cache, vocabulary, longest, self._guess, heads)
+            self.drafters["heads"] = CachedDrafter(forward, cache, vocabulary, vocabulary, longest, self._guess, heads)
         if draft_model is not None:
             cache = PagedCache.of(draft_model.config, pool, draft_model.dtype, device)
-            longest = draft_model.config.max_position_embeddings
+            known, longest = draft_model.config.vocab_size, draft_model.config.max_position_embeddings
             forward = fastest_forward(draft_model, cache, threads, batch_invariant)
-            self.drafters["draft_model"] = CachedDrafter(forward, cache, vocabulary, longest, self._guess)
+            self.drafters["draft_model"] = CachedDrafter(forward, cache, vocabulary, known, longest, self._guess)
 
     @torch.inference_mode()
     def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:

@@ -131,9 +131,12 @@ def test_a_grammar_that_grows_beyond_its_bounds_over_guesses_ends_its_own_reques
     plain = finish_all(engine_on(tmp_path), submits)
     install(monkeypatch, lambda tokens, count: tuple(random.Random(len(tokens)).choices(b"ab", k=count)))
     hostile = text_request("hostile", 9, grammar="start: /[ab]*a[ab]{40}c/", max_tokens=300)
-    together = finish_all(engine_on(tmp_path), [*submits, speculative(hostile, width=width)])
+    engine = engine_on(tmp_path)
+    together = finish_all(engine, [*submits, speculative(hostile, width=width)])
     failed = together.failed["hostile"]
     assert (failed.status, failed.code) == (400, "grammar_failed")
+    again = text_request("again", 9, grammar="start: /[ab]*a[ab]{40}c/", max_tokens=3)
+    assert finish_all(engine, [again]).done["again"].finish_reason == "length", "it did not outgrow the grammar"
     assert all(together.tokens[s.id] == plain.tokens[s.id] for s in submits)
 
 

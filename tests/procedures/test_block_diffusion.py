@@ -9,6 +9,7 @@ import pytest
 
 from service.procedures.block_diffusion import BlockDiffusion, BlockDiffusionParameters
 from service.procedures.block_diffusion_parameters import Rule
+from service.procedures.masked_diffusion import MaskedDiffusion, MaskedDiffusionParameters
 from service.procedures.types import Reading, TokenState
 
 MASK = 99
@@ -128,3 +129,10 @@ def test_each_rule_has_its_own_parameter() -> None:
         assert msgspec.convert(msgspec.to_builtins(parameters), BlockDiffusionParameters) == parameters
     factor = BlockDiffusionParameters(factor=2.0)
     assert msgspec.convert(msgspec.to_builtins(factor), BlockDiffusionParameters) == factor
+
+
+def test_parts_of_a_canvas_that_the_limit_cuts_short_begin_at_its_left() -> None:
+    parameters = MaskedDiffusionParameters(block_length=16, sub_block_length=4, rule="confidence")
+    state = TokenState([1, 2, 3], 3, 9, MASK, "full")
+    row = MaskedDiffusion(parameters).propose(state)[-1]
+    assert row.wanted == (3, 4, 5, 6), "of a canvas of 6"

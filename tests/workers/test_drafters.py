@@ -156,6 +156,15 @@ def test_what_is_guessed_beside_a_guess_is_the_next_best_and_changes_nothing(tmp
         assert len(set(firsts)) == len(firsts) == writer.width
 
 
+@pytest.mark.parametrize("vocab_size", [261, 280])
+def test_a_drafter_whose_vocabulary_is_padded_otherwise_does_not_stumble_over_padding(tmp_path: Path, vocab_size: int) -> None:
+    small = write_decoder(tmp_path / "small", seed=1, vocab_size=vocab_size)
+    model = served(f"m={write_decoder(tmp_path / 'model')},draft_model={small}")
+    prompts = [[65, 263, 66, 67], [65, 66, 263]]
+    plain = write(model, writers(model, "", 0, prompts, DRAWS[:2]), 20)
+    assert write(model, writers(model, "draft_model", 3, prompts, DRAWS[:2]), 20) == plain
+
+
 def test_a_model_that_drafts_for_itself_is_always_right(tmp_path: Path) -> None:
     model, drafter = drafting(tmp_path, "itself")
     drafted = writers(model, drafter, 4, PROMPTS, DRAWS)
