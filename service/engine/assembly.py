@@ -46,7 +46,7 @@ def _drafters(signature: list[str], mask_token: int | None, loaded: Iterable[str
 
 def _text_card(model: TextHost) -> ModelCard:
     config = model.config
-    signature = ["next(tokens)"] if config.attention == "causal" and not config.self_conditioning else []
+    signature = ["next(tokens)"] if config.says_next else []
     signature += ["canvas(prefix, block)"] if config.block_lengths else []
     signature += ["canvas(sequence)"] if config.attention == "full" else []
     try:

@@ -130,6 +130,11 @@ class DecoderConfig:
         """Heads of keys and values, and the numbers of one, by layer."""
         return [(layer.kv_heads or self.num_key_value_heads, layer.head_dim or self.head_dim) for layer in self.layers]
 
+    @property
+    def says_next(self) -> bool:
+        """Whether the network gives the distribution of the token behind a text."""
+        return self.attention == "causal" and not self.self_conditioning
+
     def to_json(self) -> dict[str, Any]:
         """The `config.json` that transformers' Qwen3ForCausalLM and `families.read_config` read.
 

@@ -84,6 +84,9 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW])}")
         model = _load_text_model(spec, config, device, kv_memory)
+        if (spec.draft_model or spec.heads) and not model.network.config.says_next:
+            option = "draft_model" if spec.draft_model else "heads"
+            raise ModelError(f"{option} is for models that say which token comes next, and this one refines canvases")
         return replace(model, draft_model=_load_draft_model(model, device, kv_memory))
     except ModelError as error:
         raise ModelError(f"{spec.name}: {error}") from error
@@ -153,7 +156,10 @@ def _load_draft_model(model: TextModel, device: torch.device, kv_memory: int) ->
             raise ModelError(f"model_type {json_.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES)}")
         if _vocabulary(spec) != _vocabulary(model.spec):
             raise ModelError(f"{folder} has other tokens than {model.spec.folder}: a guess must be one of the model's own tokens")
-        return replace(_load_text_model(spec, json_, device, kv_memory), heads=None)
+        draft = _load_text_model(spec, json_, device, kv_memory)
+        if not draft.network.config.says_next:
+            raise ModelError(f"{folder} does not say which token comes next: it refines canvases")
+        return replace(draft, heads=None)
     except ModelError as error:
         raise ModelError(f"draft_model: {error}") from error
 

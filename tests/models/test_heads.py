@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from service.models.heads import FeatureModule, MedusaHeads
 from service.models.loading import ModelError, ModelSpec, TextModel, load_model
 from tests.checkpoints import write_decoder
+from tests.diffusion_checkpoints import write_layout
 from tests.heads import add_mtp, write_eagle, write_medusa, write_mtp
 
 CPU = torch.device("cpu")
@@ -135,6 +137,17 @@ def test_pickled_heads_are_not_read(model: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "medusa_lm_head.pt")
     with pytest.raises(ModelError, match=r"medusa_lm_head.pt is not read: pickles can run code"):
         load(f"m={model},heads={folder}")
+
+
+def test_who_guesses_and_who_verifies_must_say_the_next_token(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    canvas = tmp_path / "canvas"
+    write_layout(canvas, "llada")
+    shutil.copy(model / "tokenizer.json", canvas / "tokenizer.json")
+    with pytest.raises(ModelError, match=r"draft_model is for models that say which token comes next"):
+        load(f"m={canvas},draft_model={model}")
+    with pytest.raises(ModelError, match=r"draft_model: .*canvas does not say which token comes next"):
+        load(f"m={model},draft_model={canvas}")
 
 
 def test_a_draft_model_must_read_and_write_the_same_tokens(model: Path, tmp_path: Path) -> None:
