@@ -114,7 +114,8 @@ class Engine:
         for item, outcome in zip(batch.items, outcomes, strict=True):
             events += self._fold(item, outcome, ran)
         counts = _Counts(*(now - then for now, then in zip(_counts(texts), before, strict=True)))
-        self.scheduler.learn(batch, counts.generated, ran - chosen)
+        # What guesses cost before the forward, as under a grammar, counts too.
+        self.scheduler.learn(batch, counts.generated, ran - began)
         return [*events, _report(batch, counts, ran - chosen, chosen - began + self._clock() - ran)]
 
     def _expire(self, now: float) -> list[FromEngine]:

@@ -19,7 +19,8 @@ def test_a_table_of_plain_verified_and_refined_text(
     (tmp_path / "text.txt").write_text("\n".join("".join(rng.choices("to be or not", k=40)) for _ in range(200)))
     arguments = [
         "--judge", str(EMBEDDED / "shakespeare"), "--text", str(tmp_path / "text.txt"), "--samples", "3", "--length", "24",
-        "--temperature", "0.8", "--turns", "1", "--threads", "1", "--only", "heads, 4, width 2", "threshold 0.5", "4 at once, blocks of 4",
+        "--temperature", "0.8", "--turns", "1", "--threads", "1",
+        "--only", "heads, 4, width 2", "threshold 0.5", "4 at once, blocks of 4",
         "--json", str(tmp_path / "scores.json"), "--picture", str(tmp_path / "scores.png"),
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["text_procedures", *arguments])

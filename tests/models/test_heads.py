@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
