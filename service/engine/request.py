@@ -116,6 +116,8 @@ class TextRequest(Request):
         if self.scoring is not None and self.owes_scores:
             return [self.scoring.propose(self.state)]
         rows = self.procedure.propose(self.state)
+        if not rows[-1].drafts:
+            return rows
         draft = rows[-1].draft()
         best = self.acceptance.arranged(self.drawing.worth(self.state, draft))
         if best != draft:

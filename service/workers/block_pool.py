@@ -6,7 +6,7 @@ A block is `kv_block` token positions of a text model's KV cache, or the latent 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class BlockPool:
@@ -47,6 +47,10 @@ class BlockPool:
 
     def holders(self, block: int) -> int:
         return self._holders[block]
+
+    def unshared(self, blocks: Sequence[int]) -> list[int]:
+        """Those that nobody else holds."""
+        return [block for block in blocks if self._holders[block] == 1]
 
     def allocate(self, count: int) -> list[int]:
         """Blocks for one holder who will write them; what was cached in them is forgotten."""

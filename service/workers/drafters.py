@@ -190,11 +190,11 @@ class CachedDrafter:
     def _forget_unsound(self, moves: Sequence[TokenMove], finite: Tensor) -> None:
         if bool(finite.all()):
             return
-        at, pool = 0, self._cache.pool
+        at = 0
         for move in moves:
             size = len(move.rows[0].tokens)
             if not bool(finite[at : at + size].all()):
-                self._cache.clear([block for block in move.blocks if pool.holders(block) == 1])
+                self._cache.clear(self._cache.pool.unshared(move.blocks))
             at += size
 
 

@@ -146,7 +146,7 @@ class TokenWorker:
 
     def _clear(self, blocks: Sequence[int]) -> None:
         """Forget a failed request's numbers, but for blocks that others hold too: those were sound when they were shared."""
-        own = [block for block in blocks if self.pool.holders(block) == 1]
+        own = self.pool.unshared(blocks)
         self.cache.clear(own)
         for drafter in self.drafters.values():
             drafter.clear(own)

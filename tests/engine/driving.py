@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service.engine.assembly import build_engine
+from service.engine.lane import Lane
 from service.engine.loop import Engine
 from service.engine.messages import Done, Failed, FromEngine, ImageWork, Sampling, Scores, Submit, TextWork, Tick, Tokens
 from service.settings import Settings
@@ -88,6 +89,19 @@ class Outputs:
                     self.failed[event.id] = event
                 case Tick():
                     self.ticks.append(event)
+
+
+def finish_all_set_back(engine: Engine, submits: list[Submit], lane: Lane, until: int = 100_000) -> Outputs:
+    """As `finish_all`, but in every third of the first `until` ticks a running request gives its memory back."""
+    outputs, ticks = Outputs(), 0
+    for submit in submits:
+        outputs.take(engine.take(submit))
+    while engine.has_work:
+        outputs.take(engine.tick())
+        ticks += 1
+        if lane.running and ticks % 3 == 0 and ticks < until:
+            lane._set_back(lane.running[ticks % len(lane.running)])
+    return outputs
 
 
 def finish_all(engine: Engine, submits: list[Submit], outputs: Outputs | None = None) -> Outputs:

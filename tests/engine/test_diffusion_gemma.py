@@ -18,7 +18,7 @@ from service.models.errors import ModelError
 from service.procedures.uniform_noise import random_token
 from service.workers.purposes import TOKEN_DRAW
 from tests.diffusion_gemma import CANVAS, VOCABULARY, write_gemma
-from tests.engine.driving import Outputs, finish_all
+from tests.engine.driving import finish_all, finish_all_set_back
 from tests.engine.test_diffusion_models import KNOWN, Canvas, engine_of, generated, prompt_of, submit
 from tests.http.test_checkpoints import write_tokenizer
 
@@ -145,14 +145,8 @@ def test_tokens_depend_neither_on_the_batch_nor_on_shared_blocks_nor_on_memory(
         alone[request.id] = finish_all(engine, [request]).tokens[request.id]
     bytes_each = 2 * (2 * 16 + 32) * 2 * 4
     engine = engine_of(folder, str(positions * bytes_each), token_budget=40, batch_invariant=True)
-    lane, outputs, ticks = engine.scheduler.lanes["m"], Outputs(), 0
-    for request in day:
-        outputs.take(engine.take(request))
-    while engine.has_work:
-        outputs.take(engine.tick())
-        ticks += 1
-        if set_back and lane.running and ticks % 3 == 0 and ticks < 300:
-            lane._set_back(lane.running[ticks % len(lane.running)])
+    lane = engine.scheduler.lanes["m"]
+    outputs = finish_all_set_back(engine, day, lane, 300) if set_back else finish_all(engine, day)
     assert outputs.tokens == alone
     assert (lane.preemptions > 0) == (set_back or positions == 112)
     assert positions == 112 or sum(done.usage.cached_tokens or 0 for done in outputs.done.values()) > 50

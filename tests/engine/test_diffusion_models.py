@@ -18,7 +18,7 @@ from service.engine.loop import Engine
 from service.engine.messages import Revision, Sampling, Submit, TextWork
 from service.settings import Settings
 from tests.diffusion_checkpoints import LAYOUTS, MASK, logits_of, write_layout
-from tests.engine.driving import Outputs, finish_all
+from tests.engine.driving import Outputs, finish_all, finish_all_set_back
 from tests.http.test_checkpoints import write_tokenizer
 
 pytest.importorskip("transformers")
@@ -258,14 +258,8 @@ def test_tokens_of_a_whole_sequence_depend_neither_on_the_batch_nor_on_memory(
     alone = {request.id: finish_all(engine_of(folder / name), [request]).tokens[request.id] for request in day}
     bytes_each = 3 * 2 * LAYOUTS[name].config.get("num_key_value_heads", 4) * 12 * 4
     engine = engine_of(folder / name, str(positions * bytes_each), token_budget=40)
-    lane, outputs, ticks = engine.scheduler.lanes["m"], Outputs(), 0
-    for request in day:
-        outputs.take(engine.take(request))
-    while engine.has_work:
-        outputs.take(engine.tick())
-        ticks += 1
-        if set_back and lane.running and ticks % 3 == 0:
-            lane._set_back(lane.running[ticks % len(lane.running)])
+    lane = engine.scheduler.lanes["m"]
+    outputs = finish_all_set_back(engine, day, lane) if set_back else finish_all(engine, day)
     assert outputs.tokens == alone
     assert sum(done.usage.cached_tokens or 0 for done in outputs.done.values()) == 0
     assert set_back or lane.preemptions == 0, "all memory is claimed at the start"

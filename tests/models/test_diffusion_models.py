@@ -16,11 +16,10 @@ from service.models.loading import ModelSpec, TextModel, load_model
 from service.procedures.types import Axis, TokenRow
 from service.workers.block_pool import BlockPool
 from tests.diffusion_checkpoints import LAYOUTS, VOCABULARY, logits_of, write_layout
-from tests.models.test_families import RecordingWorker, run, way
+from tests.models.test_families import RecordingWorker, run
 
 pytest.importorskip("transformers")
 
-__all__ = ["way"]
 TEXT = torch.randint(3, VOCABULARY - 1, (40,), generator=torch.Generator().manual_seed(3)).tolist()
 BLOCKS = [name for name, layout in LAYOUTS.items() if layout.config["model_type"] in ("sdar", "Fast_dLLM_Qwen", "llada2_moe")]
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from kernels.cpu import library
 from service.models.loading import ModelSpec, TextModel, load_model
 from service.procedures.types import Axis, TokenRow
-from service.workers import fastest_forward
 from service.workers.block_pool import BlockPool
 from service.workers.kernel_forward import KernelForward
 from service.workers.threads import Threads
@@ -52,16 +51,6 @@ def reference(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> An
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
-
-
-@pytest.fixture(params=["kernel", "torch"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The CPU kernel where it knows the family, and torch, which knows all."""
-    if request.param == "torch":
-        monkeypatch.setattr(fastest_forward, "kernel_decoder", lambda network, store, shared: None)
-    elif library() is None:
-        pytest.skip("the CPU kernels need AVX-512 with bfloat16, and g++")
-    return str(request.param)
 
 
 def served(folder: Path, name: str, **options: Any) -> RecordingWorker:

@@ -9,11 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from kernels.cpu import library
 from service.engine.assembly import build_engine
 from service.engine.messages import Sampling, Submit, TextWork
 from service.settings import Settings
-from service.workers import fastest_forward
 from tests.engine.driving import finish_all
 from tests.engine.guessing import install, oracle
 from tests.families import VARIANTS, VOCABULARY, write_variant
@@ -34,15 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
 
 
-@pytest.mark.parametrize("way", ["kernel", "torch"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_greedy_and_sampled_texts_are_those_of_plain_decoding(
     name: str, way: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if way == "torch":
-        monkeypatch.setattr(fastest_forward, "kernel_decoder", lambda network, store, shared: None)
-    elif library() is None:
-        pytest.skip("the CPU kernels need AVX-512 with bfloat16, and g++")
     place = folder / name
     if not place.exists():
         write_variant(place, VARIANTS[name])

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.cpu import library
 from service.models.loading import ModelSpec, TextModel, load_model
 from service.procedures.types import Axis, TokenRow
-from service.workers import fastest_forward
 from service.workers.block_pool import BlockPool
 from service.workers.forward import Forward
 from service.workers.packed_rows import PackedRows
@@ -43,15 +41,6 @@ def packed(*rows: TokenRow) -> PackedRows:
 
 def causal(tokens: tuple[int, ...], start: int = 0) -> TokenRow:
     return TokenRow(Axis.EXPAND, tokens, start, "causal", True, tuple(range(len(tokens))))
-
-
-@pytest.fixture(params=["kernel", "torch"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
-        monkeypatch.setattr(fastest_forward, "kernel_decoder", lambda network, store, shared: None)
-    elif library() is None:
-        pytest.skip("the CPU kernels need AVX-512 with bfloat16, and g++")
-    return str(request.param)
 
 
 @pytest.mark.parametrize("variant", ["qwen3", "gpt2", "gemma2"])

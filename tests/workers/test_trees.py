@@ -14,7 +14,7 @@ from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
 from service.workers.types import Draws, RowError, TokenMove
 from tests import trees
-from tests.workers.test_forward import CPU, TOKENS, causal, forward_of, model, packed, way  # noqa: F401
+from tests.workers.test_forward import CPU, TOKENS, causal, model, packed
 
 BLOCKS = list(range(24))
 
@@ -31,7 +31,7 @@ def drawn(worker: TokenWorker, row: TokenRow, draws: Draws) -> list[int]:
 
 @pytest.mark.parametrize("variant", ["qwen3", "gemma2", "mistral"])
 @torch.inference_mode()
-def test_a_branch_has_the_logits_of_the_text_that_it_is(tmp_path: Path, way: str, variant: str) -> None:  # noqa: F811
+def test_a_branch_has_the_logits_of_the_text_that_it_is(tmp_path: Path, way: str, variant: str) -> None:
     row = TokenRow.tree(TOKENS[10], 10, trees.random_draft(2, 12), 0)
     other = causal(TOKENS[::-1])
     for exact in (False, True):
@@ -49,7 +49,7 @@ def test_a_branch_has_the_logits_of_the_text_that_it_is(tmp_path: Path, way: str
 
 @pytest.mark.parametrize("variant", ["qwen3", "gemma2"])
 @pytest.mark.parametrize("right_first", [True, False])
-def test_what_was_right_is_cached_at_its_positions(tmp_path: Path, way: str, variant: str, right_first: bool) -> None:  # noqa: F811
+def test_what_was_right_is_cached_at_its_positions(tmp_path: Path, way: str, variant: str, right_first: bool) -> None:
     draws, text = Draws(5, 1.0), list(TOKENS)
     plain = worker_of(tmp_path, variant, batch_invariant=True)
     for _ in range(12):
