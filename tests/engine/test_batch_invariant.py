@@ -15,7 +15,7 @@ from tests.engine.driving import Outputs, engine_on, finish_all, one_of_every_ki
 def logits_seen(engine: Engine) -> dict[int, list[torch.Tensor]]:
     """Records the logits that every request's tokens are drawn from, by seed."""
     worker: Any = engine.models["text"].worker
-    read, seen = worker._read, {}
+    read, seen = worker._reader.read, {}
 
     def recording(moves: list, logits: torch.Tensor) -> list:
         at = 0
@@ -25,7 +25,7 @@ def logits_seen(engine: Engine) -> dict[int, list[torch.Tensor]]:
             at += count
         return read(moves, logits)
 
-    worker._read = recording
+    worker._reader.read = recording
     return seen
 
 

@@ -21,7 +21,7 @@ from service.procedures.speculative import Speculative
 from service.procedures.types import Reading, TokenState
 from service.workers.block_pool import BlockPool
 from service.workers.threads import Threads
-from service.workers.token_worker import TokenWorker
+from service.workers.token_reader import TokenReader
 from service.workers.types import TokenMove, TokenOutcome
 from tests.engine.driving import finish_all
 from tests.engine.guessing import install
@@ -38,16 +38,15 @@ CASES: dict[str, dict[str, float]] = {
 }
 
 
-class TableWorker(TokenWorker):
+class TableWorker:
     """The network is a table: what follows hangs on the last token alone. Tokens are drawn as the service draws them."""
 
     def __init__(self) -> None:
-        self._threads, self.device = Threads(1, 1), torch.device("cpu")
-        self._never = torch.tensor([], dtype=torch.int64)
+        self._reader = TokenReader((), torch.device("cpu"), Threads(1, 1))
 
     def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:
         tokens = [move.rows[-1].tokens[offset] for move in moves for offset in move.rows[-1].wanted]
-        return self._read(moves, TABLE[torch.tensor(tokens)].clone())
+        return self._reader.read(moves, TABLE[torch.tensor(tokens)].clone())
 
 
 def frequencies(case: str) -> Counter[tuple[int, ...]]:

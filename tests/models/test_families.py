@@ -37,10 +37,11 @@ class RecordingWorker(TokenWorker):
         super().__init__(model.network, pool, CPU, Threads(1, 1), **options)
         self.config = model.network.config
         self.recorded: list[Tensor] = []
+        self._read_by, self._reader.read = self._reader.read, self._recording  # type: ignore[method-assign]
 
-    def _read(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
+    def _recording(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
         self.recorded.append(logits.clone())
-        return super()._read(moves, logits)
+        return self._read_by(moves, logits)
 
 
 @functools.cache
