@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -30,6 +31,15 @@ def load_training_state(path: Path, device: torch.device | str = "cpu") -> dict[
     if not path.exists():
         raise FileNotFoundError(f"no training state at {path}: start without --resume")
     return torch.load(path, map_location=device, weights_only=True)
+
+
+def state_to_resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The training state at `path`. Raises ValueError, naming them, when a run with other values of `identity` wrote it."""
+    state = load_training_state(path)
+    different = sorted(name for name in identity if state["identity"].get(name) != identity[name])
+    if different:
+        raise ValueError(f"cannot resume {path}: other values of {', '.join(different)}")
+    return state
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from service.training.checkpointing import StopSignal, load_training_state, save_training_state
+from service.training.checkpointing import StopSignal, load_training_state, save_training_state, state_to_resume
 from service.training.ema import WeightAverage
 from service.training.evaluate_heads import HeadScore, score_heads
 from service.training.heads_folder import KINDS, new_heads, write_heads
@@ -144,11 +144,7 @@ class HeadTrainer:
         )
 
     def _load(self) -> None:
-        state = load_training_state(self.state_path)
-        identity = self.options.identity()
-        different = sorted(name for name in identity if state["identity"].get(name) != identity[name])
-        if different:
-            raise ValueError(f"cannot resume {self.state_path}: other values of {', '.join(different)}")
+        state = state_to_resume(self.state_path, self.options.identity())
         self.heads.load_state_dict(state["weights"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

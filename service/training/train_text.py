@@ -13,7 +13,7 @@ from tqdm import tqdm
 from service.models.decoder import Decoder, DecoderConfig
 from service.training.block_diffusion_objective import NoisedText, TextLosses, noise_text, text_losses
 from service.training.byte_tokenizer import END_OF_TEXT_ID, MASK_ID, VOCABULARY_SIZE, byte_tokenizer
-from service.training.checkpointing import StopSignal, load_training_state, save_training_state
+from service.training.checkpointing import StopSignal, load_training_state, save_training_state, state_to_resume
 from service.training.ema import WeightAverage
 from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.progress import TrainingProgress
@@ -183,11 +183,7 @@ class TextTrainer:
         )
 
     def _load(self) -> None:
-        state = load_training_state(self.state_path)
-        identity = self.options.identity()
-        different = sorted(name for name in identity if state["identity"].get(name) != identity[name])
-        if different:
-            raise ValueError(f"cannot resume {self.state_path}: other values of {', '.join(different)}")
+        state = state_to_resume(self.state_path, self.options.identity())
         self.decoder.load_state_dict(state["weights"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
