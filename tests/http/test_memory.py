@@ -29,7 +29,8 @@ def test_64_requests_that_share_1000_tokens_compute_them_once(server: Server) ->
     server.until(server.is_idle)
     shared = len(PREFIX) // BLOCK * BLOCK
     cached = [answer["usage"]["cached_tokens"] for answer in answers]
-    assert sorted(cached) == [0] + [shared] * 63
+    # Most often one computes it all; where the request that came first is taken in second, the two share the work.
+    assert sum(cached) == 63 * shared
     computed = tokens("prompt") - before["prompt"]
     assert computed == 64 * 1002 - 63 * shared  # the prefix once, and of each request the block that is its own
     assert tokens("cached") - before["cached"] == 63 * shared
