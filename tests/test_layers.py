@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.api": {"service.engine", "service.settings", "service.metrics", "service"},
     "service.engine": {"service.procedures", "service.workers", "service.settings"},
     "service.workers": {"service.models", "service.procedures", "kernels"},
-    "service.models": {"kernels"},
+    "service.models": {"service.procedures", "kernels"},
     "service.procedures": set(),
     "service.training": {"service.models", "service.procedures", "kernels"},
     "service.bench": set(),
