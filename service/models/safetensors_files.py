@@ -1,4 +1,6 @@
-"""The tensors of a checkpoint folder: one model.safetensors, or shards listed in model.safetensors.index.json."""
+"""The tensors of a checkpoint folder: one model.safetensors, or shards listed in model.safetensors.index.json.
+
+Other libraries have another stem than `model`: diffusers' is diffusion_pytorch_model."""
 
 from __future__ import annotations
 
@@ -13,7 +15,6 @@ from torch import Tensor
 
 from service.models.errors import ModelError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 KEEP_MAPPED = 64 << 20
 
@@ -35,9 +36,9 @@ class SafetensorsFolder:
     """Headers are read at once, tensors one by one. Raises ModelError for a folder without safetensors, an index that does
     not parse or names a file that is not there, and a file that is truncated or broken."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stem: str = "model") -> None:
         self.tensors: dict[str, StoredTensor] = {}
-        for file in _files(folder):
+        for file in _files(folder, stem):
             try:
                 # Torch would ask the kernel for room for the whole file, which a model that does not fit does not get.
                 with safe_open(file, framework="numpy") as opened:
@@ -63,8 +64,8 @@ class SafetensorsFolder:
                     del tensor
 
 
-def _files(folder: Path) -> list[Path]:
-    index = folder / INDEX
+def _files(folder: Path, stem: str) -> list[Path]:
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         try:
             content = json.loads(index.read_text())
@@ -79,8 +80,8 @@ def _files(folder: Path) -> list[Path]:
         if len(files) < len(names) or missing:
             raise ModelError(f"{index} names {missing.name if missing else 'files outside of its folder'}, which is not there")
         return files
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+    if single.is_file():
+        return [single]
     others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5") for p in folder.glob(pattern))
     found = f"; {others[0]} is not read: pickles can run code, and other formats are not supported" if others else ""
-    raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}{found}")
+    raise ModelError(f"{folder} has neither {single.name} nor {index.name}{found}")
