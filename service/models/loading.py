@@ -83,6 +83,8 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
             return _load_image_model(spec, config, device)
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW])}")
+        if spec.lora:
+            raise ModelError("lora is for pipelines that make pictures, and this is a text model")
         model = _load_text_model(spec, config, device, kv_memory)
         if (spec.draft_model or spec.heads) and not model.network.config.says_next:
             option = "draft_model" if spec.draft_model else "heads"
@@ -177,6 +179,8 @@ def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.devic
     without_effect = [key for key in texts if getattr(spec, key) is not None]
     if without_effect:
         raise ModelError(f"{without_effect[0]} is for text models, and this one makes pictures")
+    if spec.lora:
+        raise ModelError(f"lora is for pipelines in diffusers' folder format, and this is a {FLOW}")
     try:
         network = FlowTransformer(FlowTransformerConfig.from_json(json))
     except (KeyError, TypeError, ValueError) as error:

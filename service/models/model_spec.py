@@ -14,14 +14,18 @@ from service.models.errors import ModelError
 EMBEDDED = Path(__file__).parent / "embedded"
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-OPTIONS = ("dtype", "device", "revision", "quantization", "max_model_len", "kv_memory", "tensor_parallel", "draft_model", "heads")
+OPTIONS = (
+    "dtype", "device", "revision", "quantization", "max_model_len", "kv_memory", "tensor_parallel", "draft_model", "heads",
+    "lora",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A name, where the model lies (a folder, or the id of a repository on the hub), and options; None: not given.
 
-    `draft_model` is the folder of a smaller model that guesses this one's tokens, `heads` that of heads which do.
+    `draft_model` is the folder of a smaller model that guesses this one's tokens, `heads` that of heads which do. `lora` are
+    adapters by name: safetensors files, or folders with one.
     """
 
     name: str
@@ -35,10 +39,12 @@ class ModelSpec:
     kv_memory: int | None = None
     draft_model: Path | None = None
     heads: Path | None = None
+    lora: tuple[tuple[str, Path], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
-        """`shapes`, `NAME=FOLDER` or `NAME=ORG/REPOSITORY`, each with `,key=value` behind it as often as needed.
+        """`shapes`, `NAME=FOLDER` or `NAME=ORG/REPOSITORY`, each with `,key=value` behind it as often as needed;
+        `lora=ADAPTER:FILE` once for each adapter.
 
         Raises ModelError for a place that does not exist, or an option that is not known or has a wrong value.
         """
@@ -49,7 +55,8 @@ class ModelSpec:
             raise ModelError(f"--model {text}: {missing} is missing; NAME=FOLDER_OR_HUB_ID")
         folder = Path(path) if separator else EMBEDDED / name
         options: dict[str, str] = {}
-        for option in rest:
+        adapters = [option.removeprefix("lora=") for option in rest if option.startswith("lora=")]
+        for option in (option for option in rest if not option.startswith("lora=")):
             key, _, value = option.partition("=")
             if key not in OPTIONS:
                 raise ModelError(f"--model {name}: option {key!r} is not supported; supported: {', '.join(OPTIONS)}")
@@ -67,7 +74,7 @@ class ModelSpec:
         if "revision" in options and hub_id is None:
             raise ModelError(f"--model {name}: revision is for models from the hub, and {folder} is a folder")
         try:
-            return cls(name, folder, hub_id, options.get("revision"), **_values(options))
+            return cls(name, folder, hub_id, options.get("revision"), lora=_adapters(adapters), **_values(options))
         except ValueError as error:
             raise ModelError(f"--model {name}: {error}") from None
 
@@ -101,6 +108,19 @@ def _values(options: dict[str, str]) -> dict[str, Any]:
             case "device":
                 values[key] = value
     return values
+
+
+def _adapters(texts: list[str]) -> tuple[tuple[str, Path], ...]:
+    """`ADAPTER:FILE`, each of another name. Raises ValueError."""
+    adapters: dict[str, Path] = {}
+    for text in texts:
+        name, _, place = text.partition(":")
+        if not re.fullmatch(r"[\w.-]+", name) or not place:
+            raise ValueError(f"lora must be ADAPTER:FILE, the name of letters, digits, '_', '.' and '-', not {text!r}")
+        if name in adapters:
+            raise ValueError(f"lora: there are two adapters called {name}")
+        adapters[name] = Path(place)
+    return tuple(adapters.items())
 
 
 def parse_bytes(key: str, text: str) -> int:

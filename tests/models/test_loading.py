@@ -23,6 +23,8 @@ def test_options_follow_a_folder_or_an_embedded_name(tmp_path: Path) -> None:
     assert ModelSpec.parse("shapes,kv_memory=65536,tensor_parallel=1").kv_memory == 65536
     spec = ModelSpec.parse("chat=someone/a-model.v2,revision=v1,quantization=int8,device=cpu")
     assert (spec.hub_id, spec.revision, spec.quantization, spec.device) == ("someone/a-model.v2", "v1", "int8", "cpu")
+    spec = ModelSpec.parse("shapes,lora=ink:a/ink.safetensors,lora=few-steps:b,dtype=float32")
+    assert spec.lora == (("ink", Path("a/ink.safetensors")), ("few-steps", Path("b")))
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,9 @@ def test_options_follow_a_folder_or_an_embedded_name(tmp_path: Path) -> None:
         ("shapes,tensor_parallel=2", "tensor_parallel must be 1, not '2'"),
         ("shapes,kv_memory=lots", "kv_memory must be a number of bytes such as 268435456, 256MiB or 2GiB, not 'lots'"),
         ("shapes,kv_memory=0", "kv_memory must be"),
+        ("shapes,lora=ink", "lora must be ADAPTER:FILE"),
+        ("shapes,lora=:ink.safetensors", "lora must be ADAPTER:FILE"),
+        ("shapes,lora=ink:a,lora=ink:b", "two adapters called ink"),
         ("shapes,revision=main", "revision is for models from the hub"),
         ("a=/nowhere/at/all", "is not a folder with a config.json"),
     ],
@@ -77,3 +82,9 @@ def test_fused_projections_compute_the_same(tmp_path: Path) -> None:
     model.network.fuse()
     assert len([name for name, _ in model.network.named_parameters() if "gate_proj" in name or "q_proj" in name]) == 0
     torch.testing.assert_close(model.network.hidden(tokens, torch.arange(130), DenseAttention(1, 130, window)), before)
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "shapes"])
+def test_adapters_are_refused_where_they_have_no_effect(name: str) -> None:
+    with pytest.raises(ModelError, match="lora is for pipelines"):
+        load_model(ModelSpec.parse(f"{name},lora=ink:ink.safetensors"), CPU)
