@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from service.models.errors import ModelError
+from service.models.pipelines.index import INDEX, ModelIndex
 
 FILES = ["*.safetensors", "*.json", "*.jinja"]
 """What is fetched: never pickles, never code."""
+VARIANTS = ["*.fp16.*", "*.non_ema.*"]
+"""Second copies of a pipeline's weights."""
 
 
 def fetch(hub_id: str, revision: str | None) -> Path:
@@ -21,6 +24,10 @@ def fetch(hub_id: str, revision: str | None) -> Path:
 
     named = hub_id if revision is None else f"{hub_id} at revision {revision}"
     try:
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[INDEX]))
+        if (folder / INDEX).is_file():
+            patterns = [INDEX, *ModelIndex.read(folder).files]
+            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=VARIANTS))
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
     except LocalEntryNotFoundError as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"

@@ -64,12 +64,12 @@ class ModelSpec:
                 raise ModelError(f"--model {name}: {key} is given twice")
             options[key] = value
         hub_id = None
-        if not (folder / "config.json").is_file():
+        if not any((folder / file).is_file() for file in ("config.json", "model_index.json")):
             if not separator:
                 known = ", ".join(sorted(p.parent.name for p in EMBEDDED.glob("*/config.json")))
                 raise ModelError(f"no embedded model is called {name!r}; there are: {known}. For others: NAME=FOLDER")
             if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
-                raise ModelError(f"--model {name}: {folder} is not a folder with a config.json")
+                raise ModelError(f"--model {name}: {folder} is not a folder with a config.json or a model_index.json")
             hub_id = path
         if "revision" in options and hub_id is None:
             raise ModelError(f"--model {name}: revision is for models from the hub, and {folder} is a folder")

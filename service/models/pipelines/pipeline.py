@@ -1,0 +1,143 @@
+"""What all families have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from service.models.latent_network import Adapters, Condition
+from service.models.lora import LoraAdapters
+from service.models.pipelines.index import Part
+from service.procedures.noise import NoiseProcess, from_scheduler_config
+from service.procedures.sizes import SizeRule
+
+
+@dataclass(frozen=True)
+class Components:
+    """A pipeline's networks and tokenisers by their names in model_index.json, what else that file says, what
+    scheduler_config.json says, and LoRA adapters by name."""
+
+    parts: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    dtype: torch.dtype
+    device: torch.device
+    lora: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Pipeline:
+    """A LatentNetwork over diffusers' components.
+
+    A family gives `parts` (what it loads), `encode`, `predict`, `latent_shape`, `tokens` and `sizes`, and where it is not an
+    AutoencoderKL with one scale, `to_latents` and `from_latents`. In `__init__` it sets `steps` and `guidance`, its
+    pipeline's defaults, and what the scheduler's config cannot say about `noise`.
+    """
+
+    parts: ClassVar[Mapping[str, Part]]
+    signature: tuple[str, ...] = ("velocity(x,t)",)
+    guidance_input: Literal["no", "jumps", "always"] = "no"
+    decodes: bool = True
+    run_by: str = "torch"
+    steps: int
+    guidance: float
+    sizes: SizeRule
+
+    def __init__(self, components: Components) -> None:
+        """Raises ValueError for a scheduler whose noise is not known, ModelError for adapters that do not fit."""
+        self.components = components
+        self.dtype, self.device = components.dtype, components.device
+        self.noise: NoiseProcess
+        self.noise, self._procedure = from_scheduler_config(components.scheduler)
+        self.transformer = components.parts["transformer"]
+        self.vae = components.parts["vae"]
+        self._lora = LoraAdapters(self.transformer, components.lora)
+        self.adapters = self._lora.names
+        networks = (part for part in components.parts.values() if isinstance(part, torch.nn.Module))
+        self.parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+    @property
+    def default_procedure(self) -> Mapping[str, Any]:
+        return {**self._procedure, "steps": self.steps, "guidance": self.guidance}
+
+    @property
+    def pixels(self) -> int:
+        """Pixels along a side of the picture that one of a latent's stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        """(C, H, W) of the latent of a picture of so many pixels."""
+        raise NotImplementedError
+
+    def tokens(self, width: int, height: int) -> int:
+        """Two by two latent pixels are one token."""
+        return (width // self.pixels // 2) * (height // self.pixels // 2)
+
+    def encode(self, texts: Sequence[str]) -> list[Condition]:
+        """One condition a text."""
+        raise NotImplementedError
+
+    def evaluate(
+        self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, conditions: Sequence[Condition], adapters: Sequence[Adapters]
+    ) -> Tensor:
+        """The network's raw output for latents float32 [R, C, H, W]; t in the scheduler's units, 0 to 1000."""
+        with self._lora.applied(adapters, self.lengths(conditions)):
+            return self.predict(x.to(self.dtype), t, guidance, conditions).float()
+
+    def lengths(self, conditions: Sequence[Condition]) -> Mapping[str, Sequence[int]]:
+        """By the name of a module of the network that gets rows of unlike lengths behind one another: those lengths."""
+        return {}
+
+    def predict(self, x: Tensor, t: Tensor, guidance: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """As `evaluate`, x and the output in the network's dtype."""
+        raise NotImplementedError
+
+    def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+        """Classifier-free guidance of outputs [R, C, H, W] by scales [R] (arXiv 2207.12598; 1 is none, as in diffusers)."""
+        return unconditional + scale[:, None, None, None] * (conditional - unconditional)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents float32 [R, C, H, W] as pictures uint8 [R, H, W, 3]."""
+        pictures = self.from_latents(latents).float()
+        return ((pictures * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Pictures uint8 [R, H, W, 3] as the likeliest of their latents, float32 [R, C, H, W]."""
+        scaled = pictures.permute(0, 3, 1, 2).to(self.device, self.vae.dtype) / 127.5 - 1.0
+        return self.to_latents(scaled).float()
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE's pictures [R, 3, H, W], -1 to 1."""
+        config = self.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        return self.vae.decode((latents / config.scaling_factor + shift).to(self.vae.dtype), return_dict=False)[0]
+
+    def to_latents(self, pictures: Tensor) -> Tensor:
+        """Pictures [R, 3, H, W], -1 to 1, as latents."""
+        config = self.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        return (self.vae.encode(pictures).latent_dist.mode() - shift) * config.scaling_factor
+
+
+def stacked(conditions: Sequence[Condition], name: str) -> Tensor:
+    """One tensor of every condition, which all have it in one shape, as a batch."""
+    return torch.stack([condition.tensors[name] for condition in conditions])
+
+
+def padded(conditions: Sequence[Condition], name: str) -> tuple[Tensor, Tensor]:
+    """Tensors [T, width] of all lengths as [R, longest, width] with zeros behind, and which positions are real: bool
+    [R, longest]."""
+    rows = [condition.tensors[name] for condition in conditions]
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    together = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return together, torch.arange(together.shape[1], device=together.device) < lengths[:, None]
+
+
+def around(side: int, multiple_of: int, longest: int | None = None) -> SizeRule:
+    """Pictures of up to four times the area of a square of `side` pixels, no side above `longest`."""
+    largest = min(4 * side, longest or 4 * side)
+    return SizeRule((side, side), multiple_of=multiple_of, smallest=multiple_of, largest=largest, area=4 * side * side)
