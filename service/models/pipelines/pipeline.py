@@ -33,12 +33,13 @@ class Components:
 class Pipeline:
     """A LatentNetwork over diffusers' components.
 
-    A family gives `parts` (what it loads), `encode`, `predict`, `latent_shape`, `tokens` and `sizes`, and where it is not an
+    A family gives `parts` (what it loads, `denoiser` among them), `encode`, `predict`, `latent_shape`, `tokens` and `sizes`, and where it is not an
     AutoencoderKL with one scale, `to_latents` and `from_latents`. In `__init__` it sets `steps` and `guidance`, its
     pipeline's defaults, and what the scheduler's config cannot say about `noise`.
     """
 
     parts: ClassVar[Mapping[str, Part]]
+    denoiser: ClassVar[str] = "transformer"
     signature: tuple[str, ...] = ("velocity(x,t)",)
     guidance_input: Literal["no", "jumps", "always"] = "no"
     decodes: bool = True
@@ -53,7 +54,7 @@ class Pipeline:
         self.dtype, self.device = components.dtype, components.device
         self.noise: NoiseProcess
         self.noise, self._procedure = from_scheduler_config(components.scheduler)
-        self.transformer = components.parts["transformer"]
+        self.transformer = components.parts[self.denoiser]
         self.vae = components.parts["vae"]
         self._lora = LoraAdapters(self.transformer, components.lora)
         self.adapters = self._lora.names
