@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +79,7 @@ class Stack:
 def places(network: nn.Module) -> dict[str, Place | Stack]:
     """By tensor name. The parts of a stacked matrix have the names that they have alone: q_proj is rows of qkv_proj; of fused
     experts all matrices of a kind have one name together, too."""
-    found = _own_places(network)
+    found = own_places(network)
     stacks: dict[str, Place | Stack] = {}
     for name, module in network.named_modules():
         if isinstance(module, Experts):
@@ -91,7 +91,7 @@ def places(network: nn.Module) -> dict[str, Place | Stack]:
     return found | stacks
 
 
-def _own_places(network: nn.Module) -> dict[str, Place]:
+def own_places(network: nn.Module) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for name, module in network.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
@@ -99,14 +99,15 @@ def _own_places(network: nn.Module) -> dict[str, Place]:
                 found[f"{name}.{attribute}" if name else attribute] = Place(module, attribute, 0, parameter.shape[0])
     for name, module in network.named_modules():
         if isinstance(module, SelfAttention) and module.qkv_proj is not None:
-            _split(found, name, "qkv_proj", ("q_proj", "k_proj", "v_proj"), [n * module.head_dim for n in module.sizes])
+            split(found, name, "qkv_proj", ("q_proj", "k_proj", "v_proj"), [n * module.head_dim for n in module.sizes])
         elif isinstance(module, FeedForward) and module.gate_up_proj is not None:
             half = module.gate_up_proj.out_features // 2
-            _split(found, name, "gate_up_proj", ("gate_proj", "up_proj"), [half, half])
+            split(found, name, "gate_up_proj", ("gate_proj", "up_proj"), [half, half])
     return found
 
 
-def _split(found: dict[str, Place], name: str, whole: str, parts: tuple[str, ...], sizes: list[int]) -> None:
+def split(found: dict[str, Place], name: str, whole: str, parts: tuple[str, ...], sizes: list[int]) -> None:
+    """Adds the names of the rows of `name.whole` that are matrices of their own in a checkpoint, `name.part`."""
     for attribute in ("weight", "bias"):
         place = found.get(f"{name}.{whole}.{attribute}")
         start = 0
@@ -127,12 +128,21 @@ def materialise(network: nn.Module, dtype: torch.dtype, device: torch.device) ->
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
 
 
-def fitting(network: nn.Module, checkpoint: SafetensorsFolder, family: Family) -> dict[str, Place | Stack]:
+def fitting(
+    network: nn.Module,
+    checkpoint: SafetensorsFolder,
+    family: Family,
+    known: Mapping[str, Place | Stack] | None = None,
+    optional: Collection[str] = (),
+) -> dict[str, Place | Stack]:
     """Where each of the checkpoint's tensors goes, from the headers alone.
+
+    known: the network's places by name, where they are not those of `places`. optional: names that a checkpoint may lack,
+    because the network knows their numbers.
 
     Raises ModelError for a tensor that is missing, left over, of another shape, or of a dtype that is not read.
     """
-    known, filled = places(network), dict[str, Place | Stack]()
+    known, filled = places(network) if known is None else known, dict[str, Place | Stack]()
     tied = isinstance(network, Decoder) and network.config.tie_word_embeddings
     extra: list[str] = []
     for name, stored in checkpoint.tensors.items():
@@ -149,8 +159,8 @@ def fitting(network: nn.Module, checkpoint: SafetensorsFolder, family: Family) -
         if stored.dtype not in BITS:
             raise ModelError(f"tensor {name} is stored as {stored.dtype}; supported: {', '.join(BITS)}")
         filled[name] = place
-    own_places = {name: place for name, place in known.items() if isinstance(place, Place)}
-    missing = _missing(own_places, [part for place in filled.values() for part in _parts(place)])
+    single = {name: place for name, place in known.items() if isinstance(place, Place) and name not in optional}
+    missing = _missing(single, [part for place in filled.values() for part in _parts(place)])
     if missing:
         raise ModelError(f"tensor {missing} is missing from the checkpoint")
     if extra:

@@ -48,6 +48,11 @@ class SafetensorsFolder:
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{file}: {error} (is the file complete?)") from error
 
+    def tensor(self, name: str) -> Tensor:
+        """One of them, memory-mapped."""
+        with safe_open(self.tensors[name].file, framework="pt") as opened:
+            return opened.get_tensor(name)
+
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, file by file, memory-mapped: it must be copied before the next one is asked for.
 
