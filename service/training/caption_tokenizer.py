@@ -8,7 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from service.training.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from service.models.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
 
 PAD, NULL, UNKNOWN = "<pad>", "<null>", "<unk>"
 SPECIAL_TOKENS = (PAD, NULL, UNKNOWN)  # their ids are 0, 1 and 2

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from service.models.flow_serving import KernelFlow
+from service.models.scene_checker import Verdict, accuracy, check_scenes
+from service.models.scenes import MAX_OBJECTS, Scene
 from service.procedures.consistency import consistency
 from service.procedures.ddim import ddim
 from service.procedures.dpmpp_2m import dpmpp_2m
@@ -20,9 +22,8 @@ from service.procedures.euler import euler
 from service.procedures.flow_map import flow_map
 from service.procedures.heun import heun
 from service.procedures.tables import SamplerTable, flow_grid
-from service.training.scene_checker import Verdict, accuracy, check_scenes
 from service.training.scene_classifier import SceneClassifier, frechet_distance, load_scene_classifier, picture_features
-from service.training.scenes import MAX_OBJECTS, Scene, draw_scenes
+from service.training.scenes import draw_scenes
 from service.training.shapes_sampling import ShapesModel
 from service.training.trajectories import CANONICAL_SHIFT
 

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from service.models.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
 from service.training.checkpointing import StopSignal, replace_file
 from service.training.progress import TrainingProgress
-from service.training.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scenes
+from service.training.scenes import draw_scenes
 
 FEATURES = 64
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
+from service.models.scenes import Scene
 from service.training.caption_tokenizer import (
     MAX_TEXT_TOKENS,
     NULL,
@@ -28,7 +29,7 @@ from service.training.ema import WeightAverage
 from service.training.evaluate_shapes import quick_accuracy
 from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.progress import TrainingProgress
-from service.training.scenes import Scene, draw_scenes
+from service.training.scenes import draw_scenes
 from service.training.shapes_objective import TrainingBatch, flow_map_loss, velocity_loss
 from service.training.shapes_sampling import ShapesModel
 from service.training.trajectories import BATCH, PATH_SALT, Captions, TrajectoryBank

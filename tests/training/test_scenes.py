@@ -9,19 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.training.scene_checker import accuracy, check_scene
-from service.training.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    SHAPES,
-    SIZES,
-    Scene,
-    SceneBatch,
-    SceneObject,
-    draw_scenes,
-    is_held_out,
-    parse_caption,
-)
+from service.models.scene_checker import accuracy, check_scene
+from service.models.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, SceneObject, parse_caption
+from service.training.scenes import SceneBatch, draw_scenes, is_held_out
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -73,6 +63,20 @@ def test_an_object_too_many_or_too_few_is_rejected(batch: SceneBatch) -> None:
         else:
             extra = SceneObject(other(scene.objects[0].colour, COLOURS), "circle", "small")
             assert not check_scene(image, Scene((*scene.objects, extra), ("above",), scene.background)).correct
+
+
+def test_the_share_that_is_shown_falls_with_every_change(batch: SceneBatch) -> None:
+    for image, scene in zip(batch.images, batch.scenes, strict=True):
+        verdict = check_scene(image, scene)
+        assert verdict.shown == 1.0 if verdict.correct else verdict.shown < 1.0
+        if not verdict.correct or len(scene.objects) < 2:
+            continue
+        wrong = with_object(scene, 0, shape=other(scene.objects[0].shape, SHAPES))
+        worse = with_object(wrong, 1, size=other(str(scene.objects[1].size), SIZES))
+        worst = with_object(worse, 1, colour=other(scene.objects[1].colour, COLOURS, {item.colour for item in scene.objects}))
+        shown = [check_scene(image, statement).shown for statement in (scene, wrong, worse, worst)]
+        assert shown == sorted(shown, reverse=True) and len(set(shown)) == 4 and shown[-1] > 0.0
+    assert check_scene(torch.zeros(3, 32, 32), replace(batch.scenes[0], background="white")).shown < 0.5
 
 
 def test_exchanged_objects_are_rejected() -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.training.scenes import (
+from service.models.scenes import (
     BACKGROUNDS,
     COLOURS,
     MIN_OFFSET,
@@ -36,10 +36,15 @@ _MIXTURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with the picture: with its objects and background, and with where the objects stand."""
+    """What is wrong with the picture: with its objects and background, and with where the objects stand.
+
+    `shown` is the share of what the caption asks for that can be seen: the background, nothing beside the objects and, of
+    every object, that it is there in one clear piece, its shape, its size and where it stands. 1 is a correct picture.
+    """
 
     problems: tuple[str, ...]
     relation_problems: tuple[str, ...] = ()
+    shown: float = 0.0
 
     @property
     def correct(self) -> bool:
@@ -69,6 +74,7 @@ def check_scene(image: Tensor, scene: Scene) -> Verdict:
     if background is None:
         return Verdict(("no plain background",))
     problems: list[str] = []
+    missing = 0
     if scene.background not in (None, background):
         problems.append(f"the background is {background}, not {scene.background}")
     colours, unexplained = _label_pixels(picture, background)
@@ -82,6 +88,7 @@ def check_scene(image: Tensor, scene: Scene) -> Verdict:
         matches.append(match)
         if match is None:
             problems.append(f"no {item.colour} object")
+            missing += _claims(item) - 1  # besides the problem itself
             continue
         problems += _object_problems(item, match, mask)
         stray |= mask & ~_dilate(match.pixels)
@@ -90,10 +97,12 @@ def check_scene(image: Tensor, scene: Scene) -> Verdict:
     misplaced: list[str] = []
     for relation, first, second in zip(scene.relations, matches, matches[1:], strict=False):
         if first is None or second is None:
+            missing += 1
             continue
         if not relation_holds(relation, first.centre, second.centre, MIN_OFFSET - CENTRE_TOLERANCE):
             misplaced.append(f"an object is not {relation} the next")
-    return Verdict(tuple(problems), tuple(misplaced))
+    asked = 3 + sum(map(_claims, scene.objects)) + len(scene.relations)
+    return Verdict(tuple(problems), tuple(misplaced), 1.0 - (len(problems) + len(misplaced) + missing) / asked)
 
 
 def check_scenes(images: Tensor, scenes: Sequence[Scene]) -> list[Verdict]:
@@ -125,6 +134,11 @@ def best_match(mask: np.ndarray) -> Match:
             best = Match(SHAPES[shape], size, value, (x + half, y + half), covered)
     assert best is not None
     return best
+
+
+def _claims(item: SceneObject) -> int:
+    """What can be wrong with an object: clear, of its shape, in one part and, where a size is asked for, of that."""
+    return 3 if item.size is None else 4
 
 
 def _object_problems(item: SceneObject, match: Match, mask: np.ndarray) -> list[str]:
