@@ -29,6 +29,7 @@ def write_flux(folder: Path, dev: bool = True) -> Path:
             joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=dev, axes_dims_rope=(4, 4, 8),
         ),
         5,
+        strength=2.0,
     )  # fmt: skip
     pipeline = FluxPipeline(
         transformer=transformer,
@@ -51,6 +52,7 @@ def write_flux2_klein(folder: Path, distilled: bool = False) -> Path:
             joint_attention_dim=48, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
         ),
         5,
+        strength=2.0,
     )  # fmt: skip
     vae = seeded(
         lambda: AutoencoderKLFlux2(

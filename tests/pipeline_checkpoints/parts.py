@@ -19,11 +19,15 @@ from transformers import (
 )
 
 
-def seeded(make: Callable[[], Any], seed: int) -> Any:
-    """A network whose weights depend on the seed alone."""
-    with torch.random.fork_rng():
+def seeded(make: Callable[[], Any], seed: int, strength: float = 1.0) -> Any:
+    """A network whose weights depend on the seed alone, its matrices `strength` times what they are in a new one."""
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        return make().eval()
+        network = make().eval()
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(strength)
+        return network
 
 
 def clip_encoder(vocabulary: int, projected: bool, width: int = 32, seed: int = 1) -> Any:

@@ -28,6 +28,7 @@ def write_qwen_image(folder: Path) -> Path:
             joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
         ),
         5,
+        strength=2.0,
     )  # fmt: skip
     vae = seeded(
         lambda: AutoencoderKLQwenImage(

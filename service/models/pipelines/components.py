@@ -18,6 +18,7 @@ EXTRA = "images"
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 DTYPE = {"diffusers": "torch_dtype", "transformers": "dtype"}
 """What the library calls the dtype that a network is loaded in."""
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 COUNTS = ("I64",)
 """Dtypes of tensors that are no weights, such as a batch norm's count of batches."""
 UNUSED = r"(^|\.)position_ids$|^(lm_head|decoder)\."
@@ -52,7 +53,12 @@ def load_network(folder: Path, part: Part, class_name: str, dtype: torch.dtype, 
         options["device_map"] = {"": device}
     try:
         network, report = library_class(part.library, class_name).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below by name
+            output_loading_info=True,
+            **options,
         )
     except Exception as error:  # the libraries raise whatever they stumble over in a folder that does not fit the class
         raise ModelError(f"{folder.name} cannot be read as {class_name}: {error}") from error
@@ -61,8 +67,8 @@ def load_network(folder: Path, part: Part, class_name: str, dtype: torch.dtype, 
     extra = sorted(name for name in report["unexpected_keys"] if not re.search(UNUSED, name))
     if extra:
         raise ModelError(f"{folder.name} holds tensors that {class_name} does not have: {', '.join(extra[:5])}")
-    if wrong := sorted(map(str, report["mismatched_keys"])):
-        raise ModelError(f"{folder.name}: of another shape than {class_name} has: {', '.join(wrong[:5])}")
+    for name, given, expected in report["mismatched_keys"]:
+        raise ModelError(f"{folder.name}: tensor {name} has shape {tuple(given)}, expected {tuple(expected)}")
     for name, parameter in network.named_parameters():
         # A pass at the speed of memory; nan is both least and most.
         if parameter.numel() and not all(torch.isfinite(bound) for bound in parameter.aminmax()):
@@ -72,8 +78,9 @@ def load_network(folder: Path, part: Part, class_name: str, dtype: torch.dtype, 
 
 def load_tokenizer(folder: Path, part: Part, class_name: str) -> Any:
     """Raises ModelError for a folder without a tokeniser's files, or with some that do not parse."""
-    if not folder.is_dir():
-        raise ModelError(f"there is no folder {folder}")
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        # The class would make one without words.
+        raise ModelError(f"{folder} has no vocabulary; one of {', '.join(VOCABULARIES)}")
     try:
         return library_class(part.library, class_name).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above

@@ -32,6 +32,7 @@ class Flux(Pipeline):
 
     def __init__(self, components: Components) -> None:
         super().__init__(components)
+        self.time_evenly()
         self.takes_scale = bool(self.transformer.config.guidance_embeds)
         self.guidance_input = "always" if self.takes_scale else "no"
         # schnell is distilled to four steps without guidance; of its config only this differs from dev's.
@@ -41,7 +42,7 @@ class Flux(Pipeline):
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return self.transformer.config.in_channels // 4, height // self.pixels, width // self.pixels
 
-    def encode(self, texts: Sequence[str]) -> list[Condition]:
+    def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         parts = self.components.parts
         pooled = clip_pooled(parts["tokenizer"], parts["text_encoder"], texts)
         states = t5_states(parts["tokenizer_2"], parts["text_encoder_2"], texts, WORDS)

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from service.models.latent_network import Condition
 from service.models.pipelines.index import Part
 from service.models.pipelines.packing import grid, patchify, positions, sequence, unpatchify
 from service.models.pipelines.pipeline import Components, Pipeline, around, stacked
-from service.models.pipelines.text import chat_prompts, token_ids
+from service.models.pipelines.text import chat_prompts, spared, token_ids
+from service.procedures.noise import FlowTimes
 
 WORDS = 512
 LAYERS = (9, 18, 27)
@@ -31,10 +33,15 @@ class Flux2Klein(Pipeline):
     }
 
     def __init__(self, components: Components) -> None:
+        spared((components.parts["text_encoder"], "lm_head"))
         super().__init__(components)
         depth = self.components.parts["text_encoder"].config.num_hidden_layers
         if depth < LAYERS[-1]:
             raise ValueError(f"the text encoder has {depth} layers, and the states of layer {LAYERS[-1]} are needed")
+        self.time_evenly()
+        if isinstance(self.noise.times, FlowTimes) and self.noise.times.resolution is not None:
+            resolution = replace(self.noise.times.resolution, law="flux2")
+            self.noise = replace(self.noise, times=replace(self.noise.times, resolution=resolution))
         distilled = bool(components.settings.get("is_distilled", False))
         self.steps, self.guidance = (4, 1.0) if distilled else (50, 4.0)
         self.sizes = around(SIDE, 2 * self.pixels)
@@ -45,7 +52,7 @@ class Flux2Klein(Pipeline):
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return self.transformer.config.in_channels, height // self.pixels // 2, width // self.pixels // 2
 
-    def encode(self, texts: Sequence[str]) -> list[Condition]:
+    def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         tokenizer, encoder = self.components.parts["tokenizer"], self.components.parts["text_encoder"]
         ids, mask = token_ids(tokenizer, chat_prompts(tokenizer, texts, thinking=False), WORDS, self.device)
         hidden = encoder.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ def load_pipeline(
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
     networks = {part: family.parts[part] for part in classes if not family.parts[part].bare}
     sizes = _check_room(folder, networks, dtype, device)
+    if not sys.stderr.isatty():
+        for library in {part.library for part in networks.values()}:
+            importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
     log.info("loading %s: %s, %s of weights in %s", name, index.class_name, readable(sum(sizes.values())), dtype)
     loaded: dict[str, Any] = {}
     for number, (part, class_name) in enumerate(classes.items(), start=1):

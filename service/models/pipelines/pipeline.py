@@ -33,9 +33,9 @@ class Components:
 class Pipeline:
     """A LatentNetwork over diffusers' components.
 
-    A family gives `parts` (what it loads, `denoiser` among them), `encode`, `predict`, `latent_shape`, `tokens` and `sizes`, and where it is not an
-    AutoencoderKL with one scale, `to_latents` and `from_latents`. In `__init__` it sets `steps` and `guidance`, its
-    pipeline's defaults, and what the scheduler's config cannot say about `noise`.
+    A family gives `parts` (what it loads, `denoiser` among them), `encode`, `predict`, `latent_shape`, `tokens` and `sizes`,
+    and where it is not an AutoencoderKL with one scale, `to_latents` and `from_latents`. In `__init__` it sets `steps` and
+    `guidance`, its pipeline's defaults, and what the scheduler's config cannot say about `noise`.
     """
 
     parts: ClassVar[Mapping[str, Part]]
@@ -61,6 +61,11 @@ class Pipeline:
         networks = (part for part in components.parts.values() if isinstance(part, torch.nn.Module))
         self.parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
 
+    def time_evenly(self) -> None:
+        """For pipelines that hand sigmas = linspace(1, 1 / steps, steps) to their scheduler, unless it has its own for flows."""
+        if not self.components.scheduler.get("use_flow_sigmas", False):
+            self.noise = self.noise.evenly()
+
     @property
     def default_procedure(self) -> Mapping[str, Any]:
         return {**self._procedure, "steps": self.steps, "guidance": self.guidance}
@@ -78,8 +83,8 @@ class Pipeline:
         """Two by two latent pixels are one token."""
         return (width // self.pixels // 2) * (height // self.pixels // 2)
 
-    def encode(self, texts: Sequence[str]) -> list[Condition]:
-        """One condition a text."""
+    def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
+        """One condition a text; `negative` ones are what guidance leads away from."""
         raise NotImplementedError
 
     def evaluate(

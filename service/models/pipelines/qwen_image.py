@@ -12,6 +12,7 @@ from service.models.latent_network import Condition
 from service.models.pipelines.index import Part
 from service.models.pipelines.packing import grid, patchify, sequence, unpatchify
 from service.models.pipelines.pipeline import Components, Pipeline, around, padded
+from service.models.pipelines.text import spared
 
 WORDS = 1024
 SIDE = 1024
@@ -35,9 +36,12 @@ class QwenImage(Pipeline):
     }
 
     def __init__(self, components: Components) -> None:
+        encoder = components.parts["text_encoder"]
+        spared((encoder, "lm_head"), (encoder.model, "visual"))
         super().__init__(components)
         if self.transformer.config.guidance_embeds or self.transformer.config.zero_cond_t:
             raise ValueError("variants that take a scale of guidance or a clean picture are not supported")
+        self.time_evenly()
         self.steps, self.guidance = 50, 4.0
         self.sizes = around(SIDE, 2 * self.pixels)
         config = self.vae.config
@@ -51,7 +55,7 @@ class QwenImage(Pipeline):
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return self.transformer.config.in_channels // 4, height // self.pixels, width // self.pixels
 
-    def encode(self, texts: Sequence[str]) -> list[Condition]:
+    def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         tokenizer, encoder = self.components.parts["tokenizer"], self.components.parts["text_encoder"]
         prompts = [TEMPLATE.format(text) for text in texts]
         tokens = tokenizer(prompts, max_length=WORDS + INSTRUCTION, padding=True, truncation=True, return_tensors="pt")

@@ -45,7 +45,7 @@ class StableDiffusion3(Pipeline):
         side = self.pixels * self.transformer.config.patch_size
         return (width // side) * (height // side)
 
-    def encode(self, texts: Sequence[str]) -> list[Condition]:
+    def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         parts = self.components.parts
         first, first_pooled = clip_states(parts["tokenizer"], parts["text_encoder"], texts)
         second, second_pooled = clip_states(parts["tokenizer_2"], parts["text_encoder_2"], texts)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -32,6 +32,13 @@ def t5_states(tokenizer: Any, encoder: Any, texts: Sequence[str], length: int) -
     """T5's last hidden states [R, length, width]; padding is encoded like words, as the networks were trained with it."""
     ids, _ = token_ids(tokenizer, texts, length, encoder.device)
     return encoder(ids)[0].to(encoder.dtype)
+
+
+def spared(*modules: tuple[Any, str]) -> None:
+    """Frees what a text encoder holds and its states do not need: heads, eyes. (module, attribute) each, where it has one."""
+    for module, attribute in modules:
+        if hasattr(module, attribute):
+            setattr(module, attribute, nn.Identity())
 
 
 def chat_prompts(tokenizer: Any, texts: Sequence[str], thinking: bool) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from service.models.latent_network import Condition
 from service.models.pipelines.index import Part
 from service.models.pipelines.pipeline import Components, Pipeline, around
-from service.models.pipelines.text import chat_prompts, token_ids
+from service.models.pipelines.text import chat_prompts, spared, token_ids
 
 WORDS = 512
 SIDE = 1024
@@ -35,7 +35,9 @@ class ZImage(Pipeline):
     }
 
     def __init__(self, components: Components) -> None:
+        spared((components.parts["text_encoder"], "lm_head"))
         super().__init__(components)
+        self.time_evenly()
         # The distilled checkpoint says so nowhere else: its shift is 3, the base model's 6.
         turbo = components.scheduler.get("shift", 1.0) <= TURBO_SHIFT and not components.scheduler.get("use_dynamic_shifting")
         self.steps, self.guidance = (9, 1.0) if turbo else (50, 6.0)
@@ -45,7 +47,7 @@ class ZImage(Pipeline):
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return self.transformer.config.in_channels, height // self.pixels, width // self.pixels
 
-    def encode(self, texts: Sequence[str]) -> list[Condition]:
+    def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         tokenizer, encoder = self.components.parts["tokenizer"], self.components.parts["text_encoder"]
         ids, mask = token_ids(tokenizer, chat_prompts(tokenizer, texts, thinking=True), WORDS, self.device)
         decoder = getattr(encoder, "model", encoder)
