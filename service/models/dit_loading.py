@@ -13,6 +13,8 @@ from service.models.dit import DiT, DitConfig, grid_positions
 from service.models.errors import ModelError
 from service.models.family import Family
 from service.models.filling import Place, fill, fitting, materialise, own_places, split
+from service.models.memory import available_memory
+from service.models.model_spec import readable
 from service.models.safetensors_files import SafetensorsFolder
 
 PUBLISHED = Family(
@@ -111,6 +113,10 @@ def _filled(
 ) -> DiT:
     with torch.device("meta"):
         network = DiT(config)
+    needed, room = sum(parameter.numel() for parameter in network.parameters()) * dtype.itemsize, available_memory(device)
+    if needed > room:
+        hint = "; dtype=bfloat16 needs half" if dtype == torch.float32 else ""
+        raise ModelError(f"needs {readable(needed)} of memory for weights, and {device} has {readable(room)}{hint}")
     materialise(network, dtype, device)
     targets = fitting(network, checkpoint, family, _places(network, config), optional=("pos_embed",))
     positions = grid_positions(config.width, config.side).to(device, dtype)
