@@ -33,7 +33,7 @@ def table_names(heading: str) -> set[str]:
 
 
 def test_the_table_of_procedures_is_the_registry() -> None:
-    assert table_names("Procedures") - {"threshold", "confidence", "eta"} == set(PROCEDURES)
+    assert table_names("Procedures") - {"threshold", "confidence", "eta", "gamma"} == set(PROCEDURES)
 
 
 def test_the_table_of_settings_is_the_settings() -> None:

@@ -36,11 +36,11 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
         raise InvalidField("procedure.name", f"unknown procedure {name!r}; {card.name} can run: {', '.join(card.procedures)}")
     if spec.kind != card.kind:
         raise InvalidField("procedure.name", f"{name} makes {spec.kind}, but {card.name} is a model for {card.kind}")
-    missing = sorted(spec.needs - set(card.signature))
-    if missing:
+    if not spec.needs & set(card.signature):
         raise InvalidField(
             "procedure.name",
-            f"{name} needs a network that offers {', '.join(missing)}; {card.name} offers {', '.join(card.signature)}. "
+            f"{name} needs a network that offers {' or '.join(sorted(spec.needs))}; "
+            f"{card.name} offers {', '.join(card.signature)}. "
             f"Without that argument the network cannot know where the move ends. It can run: {', '.join(card.procedures)}",
         )
     if len(card.block_lengths) == 1 and "block_length" in spec.parameters.__struct_fields__:

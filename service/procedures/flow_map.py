@@ -1,20 +1,68 @@
-"""Jumps of a flow map u(x, t, s), the average velocity over [s, t]: exact for an exact map, one evaluation a jump.
+"""Jumps of a flow map f(x, t, s), which is told where it is jumping to: exact for an exact map, one evaluation a jump.
 
-Source: MeanFlow, arXiv 2505.13447, eq. 12; shortcut models, arXiv 2410.12557. Not Euler: the update is the same, but
-Euler's network is told t alone and its error vanishes only with the step.
+Source: MeanFlow, arXiv 2505.13447, eq. 12; shortcut models, 2410.12557 (the same jump; the network is told t - s); CTM,
+2310.02279, eq. 9 and algorithm 3; IMM, 2503.07565, eq. 5. All are the DDIM map of the network's estimate of the data,
+
+    x' = (sigma_s / sigma_t) x + (alpha_s - alpha_t sigma_s / sigma_t) x0
+
+which is x - (t - s) u for the average velocity u of a flow, and (s/t) x + (1 - s/t) g in CTM's coordinates. Not Euler or DDIM:
+the update is the same, but their network is told t alone, and their error vanishes only with the step.
 """
 
 from __future__ import annotations
 
-from service.procedures.tables import Grid, Row, SamplerTable
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from service.procedures.noise_process import NoiseProcess
+from service.procedures.tables import Grid, Node, Row, SamplerTable
 
 
-def flow_map(grid: Grid) -> SamplerTable:
-    """x' = x - (t - s) u(x, t, s) on a flow grid; the network takes the target time.
+def flow_map(grid: Grid, landings: Sequence[Node] = ()) -> SamplerTable:
+    """One jump a step; the network takes the target time.
 
-    Raises ValueError unless the grid is one of a velocity.
+    landings: for every step, where its jump ends (see `landing_nodes`); noise is then added up to the step's own end. None
+    is needed where jumps end there.
     """
-    if grid.prediction != "velocity":
-        raise ValueError(f"flow_map needs an average velocity, not a {grid.prediction} prediction")
-    rows = (Row(t=grid.times[i], s=grid.times[i + 1], b=grid.sigmas[i + 1] - grid.sigmas[i]) for i in range(grid.steps))
-    return SamplerTable.from_rows(rows, takes_target=True)
+    return SamplerTable.from_rows(jumps(grid, landings), takes_target=True, start=grid.start)
+
+
+def jumps(grid: Grid, landings: Sequence[Node] = ()) -> list[Row]:
+    """The rows of `flow_map`."""
+    return [_jump(grid, i, landings[i] if landings else None) for i in range(grid.steps)]
+
+
+def landing_nodes(noise: NoiseProcess, grid: Grid, gamma: float) -> list[Node]:
+    """Where jumps end with CTM's gamma-sampling: at sigma / alpha times sqrt(1 - gamma^2). gamma 0 is deterministic, with 1
+    every jump ends at the data, as in `consistency`. Empty for 0."""
+    if gamma == 0.0:
+        return []
+    ends = zip(grid.alphas[1:], grid.sigmas[1:], strict=True)
+    ratios = [math.sqrt(max(1.0 - gamma * gamma, 0.0)) * sigma / alpha for alpha, sigma in ends]
+    return [noise.times.at(ratio) if ratio > 0.0 else Node(1.0, 0.0, grid.times[-1]) for ratio in ratios]
+
+
+def remaining_jumps(
+    noise: NoiseProcess, alpha: float, sigma: float, count: int, *, shift: float | None = None, tokens: int = 0
+) -> SamplerTable:
+    """A flow map planned anew in mid-flight: the rows of `count` jumps to the data from a state alpha x0 + sigma eps, which is
+    what `SamplerTable.alpha` and `sigma` say after the last row that ran. Its first row is evaluated there.
+
+    shift: of the times that are left; the process's own for jumps where None. Raises ValueError for a state that is data.
+    """
+    shift = noise.shift_of_jumps if shift is None else shift
+    return flow_map(noise.onwards(alpha, sigma, count, shift=shift, tokens=tokens))
+
+
+def _jump(grid: Grid, i: int, landing: Node | None) -> Row:
+    row = grid.row(i)
+    if landing is None and grid.prediction == "velocity" and grid.straight:
+        return replace(row, b=grid.sigmas[i + 1] - grid.sigmas[i])
+    end = landing or Node(grid.alphas[i + 1], grid.sigmas[i + 1], grid.times[i + 1])
+    ratio = end.sigma / grid.sigmas[i]
+    weight = end.alpha - grid.alphas[i] * ratio
+    shrink = row.alpha / end.alpha
+    added = math.sqrt(max(row.sigma**2 - (shrink * end.sigma) ** 2, 0.0))
+    p, q = grid.data_from(i)
+    return replace(row, s=end.time, a=shrink * (ratio + weight * p), b=shrink * weight * q, d=added)

@@ -18,8 +18,8 @@ from service.procedures.types import Axis, TokenProcedure
 
 @dataclass(frozen=True)
 class Procedure:
-    """`needs` are entries of a model's signature. Text procedures have `begin`; image procedures are sampler tables,
-    which their parameter class computes."""
+    """`needs` are entries of a model's signature, any one of which is enough. Text procedures have `begin`; image procedures
+    are sampler tables, which their parameter class computes for a model's `NoiseProcess`."""
 
     name: str
     kind: Literal["text", "image"]
@@ -30,8 +30,14 @@ class Procedure:
     begin: Callable[[Any], TokenProcedure] | None = None
 
 
-def _image(name: str, need: str, parameters: type[msgspec.Struct], summary: str) -> Procedure:
-    return Procedure(name, "image", (Axis.REFINE,), frozenset({need}), parameters, summary)
+_INSTANTANEOUS = frozenset({"velocity(x,t)", "noise(x,t)", "data(x,t)"})
+"""Networks of one time: samplers turn what they predict into what they need."""
+_MAP = frozenset({"flow_map(x,t,s)"})
+_CONSISTENT = frozenset({"consistency(x,t)"})
+
+
+def _image(name: str, needs: frozenset[str], parameters: type[msgspec.Struct], summary: str) -> Procedure:
+    return Procedure(name, "image", (Axis.REFINE,), needs, parameters, summary)
 
 
 _ALL = (
@@ -52,12 +58,17 @@ _ALL = (
         "masked_diffusion", "text", (Axis.EXPAND, Axis.REFINE), frozenset({"canvas(sequence)"}), MaskedDiffusionParameters,
         "Several tokens a forward, by a network that sees all that is to be written as masks.", MaskedDiffusion,
     ),
-    _image("euler", "velocity(x,t)", latent.EulerParameters, "First order; the plain ODE step of flow matching."),
-    _image("heun", "velocity(x,t)", latent.HeunParameters, "Second order, two evaluations a step."),
-    _image("ddim", "velocity(x,t)", latent.DdimParameters, "First order; `eta` adds fresh noise, 1 is ancestral."),
-    _image("dpmpp_2m", "velocity(x,t)", latent.Dpmpp2mParameters, "Second order, one evaluation a step, with history."),
-    _image("flow_map", "flow_map(x,t,s)", latent.FlowMapParameters, "Long jumps of a network that knows its target."),
-    _image("consistency", "flow_map(x,t,s)", latent.ConsistencyParameters, "Jump to data, add fresh noise, jump again."),
+    _image("euler", _INSTANTANEOUS, latent.EulerParameters, "First order; the plain step of the ODE."),
+    _image("heun", _INSTANTANEOUS, latent.HeunParameters, "Second order, two evaluations a step."),
+    _image("ddim", _INSTANTANEOUS, latent.DdimParameters, "First order; `eta` adds fresh noise, 1 is ancestral."),
+    _image("ddpm", _INSTANTANEOUS, latent.DdpmParameters, "Ancestral sampling, for many steps."),
+    _image("euler_ancestral", _INSTANTANEOUS, latent.EulerAncestralParameters, "Euler with fresh noise in every step."),
+    _image("dpmpp_2m", _INSTANTANEOUS, latent.Dpmpp2mParameters, "Second order, one evaluation a step; `eta` 1 is the SDE."),
+    _image("unipc", _INSTANTANEOUS, latent.UnipcParameters, "Second order with a corrector, one evaluation a step."),
+    _image("flow_map", _MAP, latent.FlowMapParameters, "Long jumps of a network that knows its target."),
+    _image("restart", _MAP, latent.RestartParameters, "Jumps to data, and again from a noise level."),
+    _image("consistency", _MAP | _CONSISTENT, latent.ConsistencyParameters, "Jump to data, add fresh noise, jump again."),
+    _image("lcm", _CONSISTENT, latent.LcmParameters, "Jumps to data of a latent consistency model."),
 )  # fmt: skip
 
 PROCEDURES: dict[str, Procedure] = {procedure.name: procedure for procedure in _ALL}
@@ -65,4 +76,4 @@ PROCEDURES: dict[str, Procedure] = {procedure.name: procedure for procedure in _
 
 def runnable(kind: str, signature: frozenset[str]) -> list[str]:
     """Names of the procedures that a model of this kind and signature can run, in the order of the registry."""
-    return [p.name for p in _ALL if p.kind == kind and p.needs <= signature]
+    return [p.name for p in _ALL if p.kind == kind and p.needs & signature]

@@ -1,4 +1,4 @@
-"""Samplers for a continuous state as tables of numbers, and the noise schedules that they are computed from.
+"""Samplers for a continuous state as tables of numbers, and the nodes of a noise schedule that they are computed from.
 
 One row is one network evaluation and one linear update of the state:
 
@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
-Prediction = Literal["velocity", "noise", "data", "v"]
-PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise", "data", "v")
+Prediction = Literal["velocity", "noise", "data", "v", "edm", "edm_v"]
+PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise", "data", "v", "edm", "edm_v")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class Row:
     d: float = 0.0
     p: float = 0.0
     q: float = 0.0
+    x0_x: float = 0.0
+    x0_f: float = 0.0
+    alpha: float = 1.0
+    sigma: float = 0.0
+    level: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,10 @@ class SamplerTable:
     s: target time handed to the network where `takes_target` (a flow map f(x, t, s)); the time of the state after the
         row otherwise.
     a, b, c1, c2, d, p, q: coefficients of the update in the module's docstring. A row needs noise where d is not 0.
+    x0_x, x0_f: the network's estimate of the data is x0 = x0_x x + x0_f f, with x the state before the row.
+    alpha, sigma: the state after the row is alpha x0 + sigma eps.
+    level: sigma / (alpha + sigma) of the state before the row, in [0, 1]; 1 is pure noise.
+    start: alpha, sigma of the first state, alpha x0 + sigma eps with x0 a given picture; alpha is 0 where none is needed.
 
     Raises ValueError when the columns differ in length, are empty, or hold a number that is not finite.
     """
@@ -55,7 +64,13 @@ class SamplerTable:
     d: tuple[float, ...]
     p: tuple[float, ...]
     q: tuple[float, ...]
+    x0_x: tuple[float, ...]
+    x0_f: tuple[float, ...]
+    alpha: tuple[float, ...]
+    sigma: tuple[float, ...]
+    level: tuple[float, ...]
     takes_target: bool = False
+    start: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if not self.t:
@@ -68,11 +83,11 @@ class SamplerTable:
                 raise ValueError(f"column {column.name} holds a number that is not finite: {values}")
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Row], takes_target: bool = False) -> Self:
+    def from_rows(cls, rows: Iterable[Row], takes_target: bool = False, start: tuple[float, float] = (0.0, 1.0)) -> Self:
         """The table with these rows, in order."""
         rows = tuple(rows)
         columns = {column.name: tuple(getattr(row, column.name) for row in rows) for column in fields(Row)}
-        return cls(**columns, takes_target=takes_target)
+        return cls(**columns, takes_target=takes_target, start=start)
 
     def __len__(self) -> int:
         """Number of rows, which is the number of network evaluations."""
@@ -83,19 +98,38 @@ class SamplerTable:
         return self.a[row], self.b[row], self.c1[row], self.c2[row], self.d[row], self.p[row], self.q[row]
 
 
+class Node(NamedTuple):
+    """A noise level: the state there is alpha x0 + sigma eps, and the network is told `time`."""
+
+    alpha: float
+    sigma: float
+    time: float
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """The nodes of a noise schedule: N + 1 of them from noise to data, for N steps of a sampler.
 
     At a node the state is x = alpha x0 + sigma eps, and the network is told `times`. `prediction` says what the network
-    returns: "velocity" eps - x0 (rectified flow), "noise" eps, "data" x0, or "v" alpha eps - sigma x0 (Salimans and Ho,
-    arXiv 2202.00512). sigma / alpha must fall strictly from node to node, and the last node must be data (sigma = 0).
+    returns:
+
+    - "velocity": eps - x0 (rectified flow); "noise": eps; "data": x0;
+    - "v": alpha eps - sigma x0 (Salimans and Ho, arXiv 2202.00512);
+    - "edm": F of x0 = c_skip x + c_out F (Karras et al., arXiv 2206.00364, eq. 7; alpha = 1), with data of standard deviation
+      `sigma_data`; where `boundary` is not 0, sigma - boundary stands for sigma in c_skip and in c_out's numerator, so that
+      the estimate is x itself there (consistency models, arXiv 2303.01469, appendix C); "edm_v": the same with -F.
+
+    `start` is that of the table. sigma / alpha must fall strictly from node to node, but for the last step, which may stand
+    still; the last node is data (sigma = 0) or nearly so, and has alpha > 0.
     """
 
     alphas: tuple[float, ...]
     sigmas: tuple[float, ...]
     times: tuple[float, ...]
     prediction: Prediction
+    start: tuple[float, float] = (0.0, 1.0)
+    sigma_data: float = 0.5
+    boundary: float = 0.0
 
     def __post_init__(self) -> None:
         lengths = len(self.alphas), len(self.sigmas), len(self.times)
@@ -105,17 +139,42 @@ class Grid:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, not {self.prediction!r}")
         if not all(map(math.isfinite, (*self.alphas, *self.sigmas, *self.times))):
             raise ValueError("alphas, sigmas and times must be finite")
-        if min(*self.alphas, *self.sigmas) < 0.0 or self.sigmas[-1] != 0.0 or self.alphas[-1] == 0.0:
-            raise ValueError("alphas and sigmas must not be negative, and the last node must have sigma = 0 < alpha")
+        if min(*self.alphas, *self.sigmas) < 0.0 or self.alphas[-1] == 0.0:
+            raise ValueError("alphas and sigmas must not be negative, and the last node must have alpha > 0")
         for i in range(self.steps):
             # Cross-multiplied, so that alpha = 0 (pure noise) needs no case of its own.
-            if not self.sigmas[i + 1] * self.alphas[i] < self.sigmas[i] * self.alphas[i + 1]:
+            after, before = self.sigmas[i + 1] * self.alphas[i], self.sigmas[i] * self.alphas[i + 1]
+            if after > before or (after == before and i + 1 < self.steps):
                 raise ValueError(f"sigma / alpha must fall from node to node, but does not from {i} to {i + 1}")
+
+    @classmethod
+    def from_nodes(
+        cls, nodes: Sequence[Node], prediction: Prediction, start: tuple[float, float] = (0.0, 1.0), **precondition: float
+    ) -> Self:
+        """The grid with these nodes; `precondition` may give sigma_data and boundary."""
+        alphas, sigmas, times = zip(*nodes, strict=True)
+        return cls(alphas, sigmas, times, prediction, start, **precondition)
 
     @property
     def steps(self) -> int:
         """Number of intervals N between the nodes."""
         return len(self.times) - 1
+
+    @property
+    def straight(self) -> bool:
+        """Whether this is rectified flow: alpha + sigma = 1 at every node."""
+        return all(abs(alpha + sigma - 1.0) < 1e-12 for alpha, sigma in zip(self.alphas, self.sigmas, strict=True))
+
+    def row(self, node: int, after: int | None = None) -> Row:
+        """A row that evaluates the network at this node and leaves a state of the node `after`, the next one by default: what
+        is the same for every sampler. The coefficients of the update are those of standing still."""
+        after = node + 1 if after is None else after
+        alpha, sigma = self.alphas[node], self.sigmas[node]
+        x0_x, x0_f = self.data_from(node)
+        return Row(
+            t=self.times[node], s=self.times[after], x0_x=x0_x, x0_f=x0_f, alpha=self.alphas[after],
+            sigma=self.sigmas[after], level=sigma / (alpha + sigma),
+        )  # fmt: skip
 
     def data_from(self, node: int) -> tuple[float, float]:
         """(p, q) such that the estimate of the data is x0 = p x + q f, for the network's output f at this node.
@@ -135,11 +194,15 @@ class Grid:
                 if alpha == 0.0:
                     raise ValueError(f"a noise prediction does not determine the data at node {node}, where alpha is 0")
                 return 1.0 / alpha, -sigma / alpha
+            case "edm" | "edm_v":
+                data, beyond = self.sigma_data, sigma - self.boundary
+                out = beyond * data / math.hypot(sigma, data)
+                return data**2 / (beyond**2 + data**2), out if self.prediction == "edm" else -out
 
     def noise_from(self, node: int) -> tuple[float, float]:
         """(p, q) such that the estimate of the noise is eps = p x + q f, for the network's output f at this node.
 
-        Raises ValueError for a data prediction at sigma = 0, where the output says nothing about the noise.
+        Raises ValueError for a prediction of data at sigma = 0, where the output says nothing about the noise.
         """
         alpha, sigma = self.alphas[node], self.sigmas[node]
         match self.prediction:
@@ -150,10 +213,11 @@ class Grid:
             case "v":
                 square = alpha * alpha + sigma * sigma
                 return sigma / square, alpha / square
-            case "data":
+            case "data" | "edm" | "edm_v":
                 if sigma == 0.0:
                     raise ValueError(f"a data prediction does not determine the noise at node {node}, where sigma is 0")
-                return 1.0 / sigma, -alpha / sigma
+                p, q = self.data_from(node)
+                return (1.0 - alpha * p) / sigma, -alpha * q / sigma
 
 
 def flow_grid(steps: int, shift: float = 1.0, times: Sequence[float] | None = None) -> Grid:
@@ -170,39 +234,8 @@ def flow_grid(steps: int, shift: float = 1.0, times: Sequence[float] | None = No
         times = [(steps - i) / steps for i in range(steps + 1)]
     elif len(times) != steps + 1:
         raise ValueError(f"{steps} steps need {steps + 1} times, not {len(times)}")
-    if not all(0.0 <= t <= 1.0 for t in times):
-        raise ValueError(f"times must be in [0, 1], not {list(times)}")
+    if not all(0.0 <= t <= 1.0 for t in times) or times[-1] != 0.0:
+        raise ValueError(f"times must be in [0, 1], and the last node must be data, t = 0, not {list(times)}")
     shifted = tuple(shift * t / (1.0 + (shift - 1.0) * t) for t in times)
     alphas = tuple((1.0 - t) / (1.0 + (shift - 1.0) * t) for t in times)
     return Grid(alphas, shifted, shifted, "velocity")
-
-
-def vp_grid(alphas_cumprod: Sequence[float], timesteps: Sequence[int], prediction: Prediction = "noise") -> Grid:
-    """Variance preserving (DDPM, arXiv 2006.11239): alpha^2 = the cumulative product, alpha^2 + sigma^2 = 1.
-
-    alphas_cumprod: of the training schedule, one a training timestep. timesteps: falling indices into it, one a step;
-    the network is told the index. The data follow as a last node, whose time is given as 0.
-    """
-    products = [float(alphas_cumprod[timestep]) for timestep in timesteps] + [1.0]
-    return Grid(
-        alphas=tuple(math.sqrt(product) for product in products),
-        sigmas=tuple(math.sqrt(1.0 - product) for product in products),
-        times=(*map(float, timesteps), 0.0),
-        prediction=prediction,
-    )
-
-
-def edm_grid(
-    steps: int,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-    prediction: Prediction = "data",
-) -> Grid:
-    """Variance exploding with the steps of EDM (Karras et al., arXiv 2206.00364, eq. 5): alpha = 1, t = sigma."""
-    if steps < 1 or not 0.0 < sigma_min < sigma_max:
-        raise ValueError(f"need steps >= 1 and 0 < sigma_min < sigma_max, not {steps}, {sigma_min}, {sigma_max}")
-    high, low = sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho)
-    ramp = [i / max(steps - 1, 1) for i in range(steps)]
-    sigmas = (*((high + u * (low - high)) ** rho for u in ramp), 0.0)
-    return Grid((1.0,) * (steps + 1), sigmas, sigmas, prediction)

@@ -9,20 +9,28 @@ from service.procedures.heun import heun
 from service.procedures.parameters import (
     ConsistencyParameters,
     DdimParameters,
+    DdpmParameters,
     Dpmpp2mParameters,
+    EulerAncestralParameters,
     EulerParameters,
     FlowMapParameters,
     HeunParameters,
+    RestartParameters,
     SamplerParameters,
+    UnipcParameters,
 )
-from service.procedures.tables import Grid, Row, SamplerTable, flow_grid, vp_grid
+from service.procedures.tables import Grid, Row, SamplerTable, flow_grid
 
 EVALUATIONS = [
     (EulerParameters, 5),
     (HeunParameters, 9),
     (DdimParameters, 5),
     (Dpmpp2mParameters, 5),
+    (DdpmParameters, 5),
+    (EulerAncestralParameters, 5),
+    (UnipcParameters, 5),
     (FlowMapParameters, 5),
+    (RestartParameters, 6),
     (ConsistencyParameters, 5),
 ]
 
@@ -32,7 +40,7 @@ def test_decoded_parameters_make_a_table_from_noise_to_data(parameters: type[Sam
     table = msgspec.json.decode(b'{"steps": 5, "shift": 2, "guidance": 0}', type=parameters).table()
     assert len(table) == rows
     assert table.t[0] == 1.0 and table.s[-1] == 0.0
-    assert table.takes_target == (parameters in (FlowMapParameters, ConsistencyParameters))
+    assert table.takes_target == (parameters in (FlowMapParameters, ConsistencyParameters, RestartParameters))
     assert table.d[-1] == 0.0
 
 
@@ -54,7 +62,7 @@ def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
         msgspec.convert({"guidance": number}, EulerParameters)
 
 
-def test_only_ddim_has_eta() -> None:
+def test_euler_has_no_eta() -> None:
     with pytest.raises(msgspec.ValidationError, match="unknown field `eta`"):
         msgspec.convert({"eta": 0.0}, EulerParameters)
 
@@ -84,6 +92,6 @@ def test_a_table_with_holes_is_refused() -> None:
         SamplerTable.from_rows([Row(t=1.0, s=0.0, b=float("nan"))])
 
 
-def test_heun_refuses_a_grid_whose_slope_it_does_not_know() -> None:
-    with pytest.raises(ValueError, match="heun needs"):
-        heun(vp_grid([0.99, 0.5, 0.1], [2, 1, 0]))
+def test_heun_refuses_pure_noise_where_it_integrates_over_sigma_by_alpha() -> None:
+    with pytest.raises(ValueError, match="infinite at pure noise"):
+        heun(Grid((0.0, 0.8, 1.0), (1.0, 0.6, 0.0), (2.0, 1.0, 0.0), "v"))

@@ -18,7 +18,8 @@ from service.procedures.dpmpp_2m import dpmpp_2m
 from service.procedures.euler import euler
 from service.procedures.flow_map import flow_map
 from service.procedures.heun import heun
-from service.procedures.tables import Grid, Prediction, SamplerTable, edm_grid, flow_grid
+from service.procedures.noise import NoiseProcess, SigmaTimes
+from service.procedures.tables import Grid, Prediction, SamplerTable, flow_grid
 
 MEAN, DEVIATION, START = 0.7, 0.4, 1.3
 Levels = Callable[[float], tuple[float, float]]
@@ -148,7 +149,7 @@ def test_heun_has_order_2_on_the_schedule_of_edm(prediction: Prediction) -> None
     network = exact_network(exploding_levels, prediction)
 
     def table_of(steps: int) -> SamplerTable:
-        return heun(edm_grid(steps, sigma_min=1e-4, sigma_max=20.0, prediction=prediction))
+        return heun(NoiseProcess(times=SigmaTimes(sigma_min=1e-4, sigma_max=20.0), prediction=prediction).grid(steps))
 
     assert observed_order(table_of, network, exploding_levels) == pytest.approx(2, abs=0.2)
 
