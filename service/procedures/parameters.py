@@ -45,7 +45,11 @@ Schedules = Annotated[
 ]
 ShiftRange = Annotated[
     float,
-    Meta(ge=0.1, le=20.0, description="Moves times towards noise by t <- k t / (1 + (k - 1) t); 1 leaves them, null is the model's."),
+    Meta(
+        ge=0.1,
+        le=20.0,
+        description="Moves times towards noise by t <- k t / (1 + (k - 1) t); 1 leaves them, null is the model's.",
+    ),
 ]
 Timesteps = Annotated[
     tuple[Annotated[float, Meta(ge=0.0, le=1e5)], ...],
