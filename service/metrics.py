@@ -35,7 +35,7 @@ class Metrics:
             "stride_inter_token_seconds", "Between committed tokens of a request", ["model"], buckets=SECONDS, registry=r
         )
         self.request = Histogram("stride_request_seconds", "Arrival to end", both, buckets=SECONDS, registry=r)
-        self.moves = Counter("stride_moves", "Rows of forwards", ["model", "axis"], registry=r)
+        self.moves = Counter("stride_moves", "Rows of forwards; those of encode, decode too", ["model", "axis"], registry=r)
         self.forward = Histogram("stride_forward_seconds", "One forward", ["model"], buckets=SECONDS, registry=r)
         self.batch_rows = Histogram("stride_batch_rows", "Rows in a forward", ["model"], buckets=SIZES, registry=r)
         self.batch_tokens = Histogram("stride_batch_tokens", "Tokens in a forward", ["model"], buckets=SIZES, registry=r)
@@ -64,8 +64,8 @@ class Metrics:
 
     def _observe_tick(self, tick: Tick) -> None:
         model = tick.model
-        self.moves.labels(model, "expand").inc(tick.expand_moves)
-        self.moves.labels(model, "refine").inc(tick.refine_moves)
+        for axis in ("expand", "refine", "encode", "decode"):
+            self.moves.labels(model, axis).inc(getattr(tick, f"{axis}_moves"))
         self.forward.labels(model).observe(tick.forward_seconds)
         self.scheduler.labels(model).observe(tick.scheduler_seconds)
         self.batch_rows.labels(model).observe(tick.rows)

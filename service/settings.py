@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     kv_block: int = Field(16, ge=1, description="tokens in a KV block")
     prefix_cache: bool = Field(True, description="share KV blocks of equal beginnings, and keep them while there is room")
     max_body_bytes: int = Field(4 << 20, ge=1024)
+    max_upload_bytes: int = Field(32 << 20, ge=1024, description="of a body with files, as pictures to change")
     max_n: int = Field(16, ge=1, description="outputs of one request")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
 

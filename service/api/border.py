@@ -43,7 +43,8 @@ class Border:
                 error = ApiError(401, "missing or wrong API key: send Authorization: Bearer KEY", None, "invalid_api_key")
                 await error.response()(scope, receive, named_send)
                 return
-        limit = self._settings.max_body_bytes
+        uploads = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
+        limit = self._settings.max_upload_bytes if uploads else self._settings.max_body_bytes
         too_large = ApiError(413, f"the body is larger than {limit} bytes", None, "body_too_large").response()
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:

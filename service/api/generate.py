@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse, Response
 from service.api import constraints, sse
 from service.api.errors import RESPONSES, ApiError
 from service.api.pictures import encoded
-from service.api.preparing import beside_the_loop, check_n, image_work, prompt_tokens, text_work
+from service.api.preparing import beside_the_loop, check_n, image_parameters, image_work, prompt_tokens, text_work
 from service.api.running import Job, output_seeds, total, unless_gone
 from service.api.sampling_schemas import SamplingFields
-from service.api.schemas import GenerateBody
+from service.api.schemas import GenerateBody, PictureFields
 from service.api.service_state import Service, ServiceDep
 from service.api.text_output import TextOutput
 from service.engine.messages import Done, ImageWork, ModelCard, Preview, Revision, TextWork, Tokens
@@ -107,15 +107,16 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
     """Streams `token`, `revision` (a provisional canvas), `preview` (a picture under refinement), `done` and `error`."""
     card = service.card(body.model)
     check_n(service, body.n)
-    work = await _text(service, request, card, body) if card.kind == "text" else _image(service, card, body)
-    procedure, parameters = procedure_parameters(card, body.choice())
+    work = await _text(service, request, card, body) if card.kind == "text" else await _image(service, card, body)
+    choice = body.choice() if card.kind == "text" else image_parameters(body.choice(), card, body)
+    procedure, parameters = procedure_parameters(card, choice)
     if isinstance(work, TextWork):
         form = "structured_outputs" if body.structured_outputs is not None else "response_format"
         check_next_token(procedure, work, {"logprobs": "logprobs", "grammar": form})
     if body.negative_prompt:
         check_negative(card, procedure, parameters)
-    if body.preview_every:
-        _check_previews(body, procedure, parameters)
+    if body.preview_every and isinstance(work, ImageWork):
+        _check_previews(body, refinement_rows(card, procedure, parameters, (work.width, work.height)))
     job = Job(service, request, card, procedure, parameters)
     job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
     generation = Generation(service, job, body)
@@ -124,18 +125,16 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
     return JSONResponse(await unless_gone(request, job, generation.whole()))
 
 
-def _check_previews(body: GenerateBody, procedure: str, parameters: dict[str, Any]) -> None:
+def _check_previews(body: GenerateBody, rows: int) -> None:
     if not body.stream:
         raise InvalidField("preview_every", "preview_every needs stream: true")
-    rows = refinement_rows(procedure, parameters)
     if body.preview_every >= rows:
-        message = f"{procedure} with {parameters['steps']} steps has {rows} evaluations; preview_every must be below"
-        raise InvalidField("preview_every", message)
+        raise InvalidField("preview_every", f"there are {rows} evaluations; preview_every must be below")
 
 
 async def _text(service: Service, request: Request, card: ModelCard, body: GenerateBody) -> TextWork:
-    for name in ("size", "negative_prompt"):
-        if getattr(body, name) is not None:
+    for name in PictureFields.model_fields:
+        if name in body.model_fields_set:
             raise InvalidField(name, f"{name} is for image models; {card.name} makes text")
     if body.preview_every:
         raise InvalidField("preview_every", f"preview_every is for image models; {card.name} makes text")
@@ -152,11 +151,11 @@ async def _text(service: Service, request: Request, card: ModelCard, body: Gener
     return text_work(card, codec, body, tokens, body.max_tokens, "max_tokens", body.stream, grammar)
 
 
-def _image(service: Service, card: ModelCard, body: GenerateBody) -> ImageWork:
+async def _image(service: Service, card: ModelCard, body: GenerateBody) -> ImageWork:
     given = body.model_fields_set
     for name in ("input_tokens", "max_tokens", "logprobs", *SamplingFields.model_fields):
         if name in given:
             raise InvalidField(name, f"{name} is for text models; {card.name} makes pictures")
     if body.prompt is None:
         raise InvalidField("prompt", "prompt is missing")
-    return image_work(service, card, body.prompt, body.negative_prompt, body.size, body.preview_every)
+    return await image_work(service, card, body.prompt, body, body.preview_every)

@@ -6,16 +6,18 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from service.api import sse
+from service.api.edits import edit_body
 from service.api.errors import RESPONSES, ApiError
 from service.api.pictures import encoded
 from service.api.preparing import check_n, image_parameters, image_work
 from service.api.running import Job, output_seeds, total, unless_gone
 from service.api.schemas import ImageBody
-from service.api.service_state import ServiceDep
+from service.api.service_state import Service, ServiceDep
 from service.engine.messages import Done, Preview, Usage
 from service.engine.validation import InvalidField, check_negative, procedure_parameters, refinement_rows
 
@@ -26,23 +28,36 @@ router = APIRouter(tags=["OpenAI"], responses=RESPONSES)
 async def generations(body: ImageBody, request: Request, service: ServiceDep) -> Response:
     """OpenAI's image generation. With `stream`, `partial_images` of the unfinished picture come before the last one:
     the model's estimate at that point of the refinement."""
+    return await _answer(body, request, service)
+
+
+@router.post("/v1/images/edits", summary="Change a picture, all of it or within a mask", responses=sse.DESCRIBED)
+async def edits(request: Request, service: ServiceDep) -> Response:
+    """OpenAI's image edits, as multipart/form-data: `image` and `mask` are files (png, jpeg, webp), and the mask is transparent
+    where the picture is to change. Without a mask all of it changes, as far as `strength` says."""
+    return await _answer(await edit_body(request), request, service, transparent=True)
+
+
+async def _answer(body: ImageBody, request: Request, service: Service, transparent: bool = False) -> Response:
     card = service.card(body.model, "image")
     check_n(service, body.n)
     if body.partial_images and not body.stream:
         raise ApiError(400, "partial_images needs stream: true", "partial_images", "invalid_value")
-    choice = image_parameters(body.choice(), body.num_inference_steps, body.guidance_scale, card.default_procedure)
+    choice = image_parameters(body.choice(), card, body, body.num_inference_steps, body.guidance_scale, body.strength)
     try:
         procedure, parameters = procedure_parameters(card, choice)
     except InvalidField as error:
-        theirs = {"procedure.steps": "num_inference_steps", "procedure.guidance": "guidance_scale"}.get(error.param)
+        name = error.param.removeprefix("procedure.")
+        theirs = {"steps": "num_inference_steps", "guidance": "guidance_scale", "strength": "strength"}.get(name)
         if theirs is None or getattr(body, theirs) is None:
             raise
-        problem = str(error).removeprefix(f"{error.param.removeprefix('procedure.')}: ")
-        raise InvalidField(theirs, f"{theirs}: {problem}") from None
+        raise InvalidField(theirs, f"{theirs}: {str(error).removeprefix(f'{name}: ')}") from None
     if body.negative_prompt:
         check_negative(card, procedure, parameters)
-    every = _preview_every(procedure, parameters, body.partial_images)
-    work = image_work(service, card, body.prompt, body.negative_prompt, body.size, every)
+    work = await image_work(service, card, body.prompt, body, 0, transparent)
+    if body.partial_images:
+        rows = refinement_rows(card, procedure, parameters, (work.width, work.height))
+        work = msgspec.structs.replace(work, preview_every=_preview_every(rows, body.partial_images))
     job = Job(service, request, card, procedure, parameters)
     job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
     if body.stream:
@@ -50,13 +65,10 @@ async def generations(body: ImageBody, request: Request, service: ServiceDep) ->
     return JSONResponse(await unless_gone(request, job, _whole(job, body)))
 
 
-def _preview_every(procedure: str, parameters: dict[str, Any], wanted: int) -> int:
+def _preview_every(rows: int, wanted: int) -> int:
     """Rows between previews so that at least `wanted` come before the last row. Raises ApiError for too few rows."""
-    if wanted == 0:
-        return 0
-    rows = refinement_rows(procedure, parameters)
     if rows <= wanted:
-        message = f"{procedure} with {parameters['steps']} steps can give at most {rows - 1} partial images, not {wanted}"
+        message = f"{rows} evaluations can give at most {rows - 1} partial images, not {wanted}"
         raise ApiError(400, message, "partial_images", "invalid_value")
     return rows // (wanted + 1)
 

@@ -24,7 +24,8 @@ def _entry(card: ModelCard) -> dict[str, Any]:
     fields = msgspec.to_builtins(card)
     for private in ("folder", "name"):
         fields.pop(private)
-    fields["sizes"] = [f"{width}x{height}" for width, height in card.sizes]
+    fields["sizes"] = [] if card.sizes is None else [f"{width}x{height}" for width, height in card.sizes.listed]
+    fields["size_rule"] = None if card.sizes is None else card.sizes.describe()
     return {"id": card.name, "object": "model", "created": 0, "owned_by": "stride", **fields}
 
 

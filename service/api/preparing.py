@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, TypeVar
 
 from service.api.errors import ApiError
+from service.api.given_pictures import given_picture
 from service.api.sampling_schemas import SamplingFields
+from service.api.schemas import PictureFields
 from service.api.service_state import Service
 from service.api.text import TextCodec
-from service.engine.messages import ImageWork, ModelCard, Sampling, TextWork
+from service.engine.messages import ImageWork, ModelCard, Sampling, SizeRule, TextWork
 from service.engine.validation import InvalidField
 
 T = TypeVar("T")
@@ -110,34 +113,69 @@ def _bias(card: ModelCard, body: SamplingFields) -> dict[int, float]:
     return {int(key): float(bias) for key, bias in body.logit_bias.items() if bias}
 
 
-def image_work(
-    service: Service, card: ModelCard, prompt: str, negative: str | None, size: str | None, preview_every: int
+async def image_work(
+    service: Service, card: ModelCard, prompt: str, body: PictureFields, preview_every: int, transparent: bool = False
 ) -> ImageWork:
-    """Raises InvalidField for a size that the model cannot make, or words that it does not know."""
-    allowed = {f"{width}x{height}": (width, height) for width, height in card.sizes}
-    if size in (None, "auto"):
-        size = next(iter(allowed))
-    if size not in allowed:
-        raise InvalidField("size", f"{card.name} cannot make {size!r}; it makes: {', '.join(allowed)}")
-    width, height = allowed[size]
-    caption = _caption(service, card, prompt, "prompt")
-    unwanted = _caption(service, card, negative, "negative_prompt") if negative else []
-    return ImageWork(caption, width, height, unwanted, preview_every)
+    """Raises InvalidField for a size that the model cannot make, words or adapters that it does not know, and for what is no
+    picture. With `transparent` a mask says by transparency where to change, otherwise by whiteness."""
+    assert card.sizes is not None
+    size = None if body.size in (None, "auto") else _size(card, card.sizes, str(body.size))
+    _check_caption(service, card, prompt, "prompt")
+    if body.negative_prompt:
+        _check_caption(service, card, body.negative_prompt, "negative_prompt")
+    unknown = next((name for name, _ in body.adapters() if name not in card.adapters), None)
+    if unknown is not None:
+        has = f"it has: {', '.join(card.adapters)}" if card.adapters else "it was loaded without any"
+        raise InvalidField("lora", f"{card.name} has no adapter {unknown!r:.80}; {has}")
+    rgb = mask = b""
+    if body.image is not None:
+        size, rgb, mask = await given_picture(card.sizes, size, body.image, body.mask, transparent)
+    elif body.mask is not None:
+        raise InvalidField("mask", "mask says where a given image is to change, and there is no image")
+    width, height = size or card.sizes.default
+    return ImageWork(prompt, width, height, body.negative_prompt or "", preview_every, rgb, mask, body.adapters())
 
 
-def image_parameters(choice: dict[str, Any] | None, steps: int | None, guidance: float | None, default: str) -> dict[str, Any]:
-    """The procedure with diffusers' names for its parameters folded in. Raises InvalidField when both disagree."""
-    out = {"name": default, **(choice or {})}
-    for param, name, value in (("num_inference_steps", "steps", steps), ("guidance_scale", "guidance", guidance)):
+def _size(card: ModelCard, rule: SizeRule, text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not rule.allows(*size):
+        raise InvalidField("size", f"{card.name} cannot make {text!r:.80}; it makes: {rule.describe()}")
+    return size
+
+
+PHOTO_STRENGTH = 0.8
+"""How far a given picture changes where a request does not say: much, and still itself."""
+
+
+def image_parameters(
+    choice: dict[str, Any] | None, card: ModelCard, body: PictureFields, steps: int | None = None,
+    guidance: float | None = None, strength: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The procedure with diffusers' names for its parameters folded in. Raises InvalidField when both disagree, or when the
+    strength leaves nothing of a given picture, or nothing to do."""
+    out = {"name": card.default_procedure, **(choice or {})}
+    diffusers = ("num_inference_steps", "guidance_scale", "strength")
+    for param, name, value in zip(diffusers, ("steps", "guidance", "strength"), (steps, guidance, strength), strict=True):
         if value is None:
             continue
         if name in out and out[name] != value:
             raise InvalidField(param, f"{param} {value} contradicts procedure.{name} {out[name]}")
         out[name] = value
+    param = "strength" if strength is not None else "procedure.strength"
+    if body.image is None and "strength" in out:
+        raise InvalidField(param, "strength says how far a given image may change, and there is no image")
+    if body.image is not None and body.mask is None:
+        out.setdefault("strength", PHOTO_STRENGTH)
+        if out["strength"] == 1.0:
+            raise InvalidField(param, "strength 1 leaves nothing of the image: leave the image out, or give a mask")
     return out
 
 
-def _caption(service: Service, card: ModelCard, text: str, param: str) -> list[int]:
+def _check_caption(service: Service, card: ModelCard, text: str, param: str) -> None:
+    """Raises InvalidField for a caption that a model of few words cannot read; others take any text."""
+    if not card.vocab_size:
+        return
     codec = service.codec(card.folder)
     if not text.strip():
         raise InvalidField(param, f"{param} must not be empty")
@@ -150,7 +188,6 @@ def _caption(service: Service, card: ModelCard, text: str, param: str) -> list[i
         raise InvalidField(param, f"{card.name} does not know {', '.join(map(repr, words)) or 'a word'}{listing}")
     if len(tokens) > card.max_model_len:
         raise InvalidField(param, f"{param} has {len(tokens)} tokens; {card.name} takes at most {card.max_model_len}")
-    return tokens
 
 
 def check_n(service: Service, n: int, param: str = "n") -> None:

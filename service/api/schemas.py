@@ -106,25 +106,40 @@ class CompletionBody(TextFields):
         return 0 if self.logprobs is None and ranked else self.logprobs
 
 
-class ImageBody(Served):
-    prompt: StrictStr
+class AdapterPart(Part):
+    name: StrictStr
+    scale: Annotated[Number, Field(ge=-10, le=10)] = 1.0
+
+
+class PictureFields(Part):
+    """What a picture is made from, beside its text."""
+
     size: StrictStr | None = Field(None, description="WIDTHxHEIGHT, or auto")
+    negative_prompt: StrictStr | None = None
+    image: StrictStr | None = Field(None, description="base64 or data URL of the picture to start from")
+    mask: StrictStr | None = Field(None, description="the same, white where the picture is to change")
+    lora: list[AdapterPart] = Field([], description="adapters, as /v1/models lists them")
+
+    def adapters(self) -> list[tuple[str, float]]:
+        return [(part.name, float(part.scale)) for part in self.lora]
+
+
+class ImageBody(Served, PictureFields):
+    prompt: StrictStr
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     partial_images: Annotated[StrictInt, Field(ge=0, le=3)] = 0
-    negative_prompt: StrictStr | None = None
     num_inference_steps: StrictInt | None = None
     guidance_scale: Number | None = None
+    strength: Number | None = Field(None, description="how far the given picture may change, 0 to 1")
     quality: Literal["auto"] | None = None
 
 
-class GenerateBody(Served, SamplingFields):
+class GenerateBody(Served, SamplingFields, PictureFields):
     prompt: StrictStr | None = None
     input_tokens: TokenIds | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: LikeliestCount | None = None
-    size: StrictStr | None = None
-    negative_prompt: StrictStr | None = None
     preview_every: Annotated[
         StrictInt, Field(ge=0, le=10_000, description="evaluations between previews, with stream; 0 is none")
     ] = 0

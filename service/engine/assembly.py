@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,10 +12,11 @@ import msgspec
 from service.engine.lane import Lane, Limits
 from service.engine.loop import Engine, Served
 from service.engine.messages import ModelCard
+from service.engine.validation import InvalidField, procedure_parameters
 from service.procedures.block_diffusion_parameters import BlockDiffusionParameters
 from service.procedures.registry import runnable
 from service.settings import Settings
-from service.workers.hosting import Hosting, ImageHost, ModelError, TextHost, host
+from service.workers.hosting import FlowNetwork, Hosting, ImageHost, ModelError, TextHost, host
 
 __all__ = ["ModelError", "build_engine"]
 
@@ -30,9 +32,12 @@ def build_engine(settings: Settings, clock: Callable[[], float] = time.monotonic
         hosted = host(spec, hosting)
         if hosted.name in served:
             raise ModelError(f"two models are called {hosted.name!r}")
-        card = _text_card(hosted) if isinstance(hosted, TextHost) else _image_card(hosted)
-        shares = settings.prefix_cache and card.attention != "full"
-        served[hosted.name] = Served(card, Lane(hosted.pool, limits, shares), hosted.worker)
+        if isinstance(hosted, TextHost):
+            card = _text_card(hosted)
+            shares = settings.prefix_cache and card.attention != "full"
+            served[hosted.name] = Served(card, Lane(hosted.pool, limits, shares), hosted.worker)
+        else:
+            served[hosted.name] = picture_model(hosted, limits)
     return Engine(list(served.values()), clock)
 
 
@@ -55,7 +60,6 @@ def _text_card(model: TextHost) -> ModelCard:
         raise ModelError(f"{model.name}: generation_config.json: {error}") from error
     return ModelCard(
         kind="text",
-        guidance_input=False,
         vocab_size=config.vocab_size,
         max_model_len=model.max_model_len,
         eos_token_ids=list(model.eos_token_ids),
@@ -71,17 +75,35 @@ def _text_card(model: TextHost) -> ModelCard:
     )
 
 
+def picture_model(model: ImageHost, limits: Limits) -> Served:
+    """Raises ModelError where the network's own default procedure cannot be run by it."""
+    return Served(_image_card(model), Lane(model.pool, limits, prefix_cache=False), model.worker)
+
+
 def _image_card(model: ImageHost) -> ModelCard:
-    config = model.config
-    return ModelCard(
+    network = model.network
+    closed = network.config if isinstance(network, FlowNetwork) else None
+    defaults = dict(network.default_procedure)
+    width, height = network.sizes.default
+    common = _common(model, "image", list(network.signature))
+    card = ModelCard(
         kind="image",
-        guidance_input=bool(config.signature["guidance_input"]),
-        vocab_size=config.vocab_size,
-        max_model_len=config.max_text_tokens,
-        sizes=[(config.image_size, config.image_size)],
-        guidance_range=config.guidance_range,
-        **_common(model, "image", ["velocity(x,t)", "flow_map(x,t,s)"]),
+        vocab_size=closed.vocab_size if closed else 0,
+        max_model_len=closed.max_text_tokens if closed else 0,
+        sizes=network.sizes,
+        pixels_per_token=round(math.sqrt(width * height / network.tokens(width, height))),
+        noise=network.noise,
+        guidance_input=network.guidance_input,
+        guidance_range=closed.guidance_range if closed else None,
+        adapters=list(network.adapters),
+        **common | {"default_procedure": defaults.pop("name")},
+        procedure_defaults=defaults,
     )
+    try:
+        procedure_parameters(card, None)
+    except InvalidField as error:
+        raise ModelError(f"{model.name}: its default procedure cannot be run: {error}") from error
+    return card
 
 
 def _common(model: TextHost | ImageHost, kind: str, signature: list[str]) -> dict[str, Any]:

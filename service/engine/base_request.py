@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 from service.engine.block_table import BlockTable
 from service.engine.messages import Done, Failed, FinishReason, Submit, Usage
+from service.procedures.types import Stage
 from service.workers.types import Picture
+
+Bucket = tuple[Stage | None, int, int]
+"""What rows must have in common to share a forward of a model: the stage, and width and height of the picture."""
+
+TEXTS: Bucket = (None, 0, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +40,11 @@ class Request:
     def rank(self) -> tuple[int, float, int]:
         """Whose memory is safer: priority, then age. The first of all is never set back."""
         return self.submit.priority, self.submit.arrived, self.number
+
+    @property
+    def bucket(self) -> Bucket:
+        """Of the next move. Token rows all go together."""
+        return TEXTS
 
     def done(self, reason: FinishReason, now: float, picture: Picture | None = None, **counts: int | float | None) -> Done:
         arrived = self.submit.arrived

@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
-from service.engine.base_request import Request
+from service.engine.base_request import Bucket, Request
+from service.engine.latent_rows import latent_rows, sampler_parameters
 from service.engine.messages import Done, FinishReason, FromEngine, ImageWork, ModelCard, Preview, Submit
-from service.procedures.parameters import SamplerParameters
-from service.procedures.registry import PROCEDURES
-from service.procedures.types import LatentRow
-from service.workers.types import Picture
+from service.procedures.types import DecodeRow, EncodeRow, LatentRow, PictureRow
+from service.workers.types import DecodeMove, Encoded, EncodeMove, Latent, LatentMove, LatentOutcome, Picture, RefineMove
 
 
 @dataclass(slots=True, eq=False)
 class ImageRequest(Request):
-    """Refines a latent through the rows of a sampler table."""
+    """Refines a latent through the rows of a sampler table, once its text is a condition.
+
+    `encoded` is what its text became; `latent` waits to be shown, as the picture or, before the last row, as a preview.
+    """
 
     work: ImageWork = msgspec.UNSET  # type: ignore[assignment]
     rows: list[LatentRow] = field(default_factory=list)
-    evaluations: int = 1
     at: int = 0
+    nfe: int = 0
+    encoded: Encoded | None = None
+    latent: Latent | None = None
 
     @classmethod
     def begin(cls, submit: Submit, work: ImageWork, card: ModelCard) -> ImageRequest:
-        parameters = msgspec.convert(submit.parameters, PROCEDURES[submit.procedure].parameters)
-        assert isinstance(parameters, SamplerParameters)
-        table = parameters.table()
-        guidance = float(parameters.guidance)
-        columns = zip(table.a, table.b, table.c1, table.c2, table.d, table.p, table.q, strict=True)
-        rows = [
-            LatentRow(i, t, s, coefficients, guidance, table.takes_target, i)
-            for i, (t, s, coefficients) in enumerate(zip(table.t, table.s, columns, strict=True))
-        ]
-        paired = guidance != 1.0 and not (table.takes_target and card.guidance_input)
-        return cls(submit, 1, work=work, rows=rows, evaluations=2 if paired else 1)
+        parameters = sampler_parameters(submit.procedure, submit.parameters)
+        table = parameters.table(card.noise, card.tokens(work.width, work.height))
+        return cls(submit, 1, work=work, rows=latent_rows(table, parameters, card))
 
-    def propose(self) -> list[LatentRow]:
-        return [self.rows[self.at]]
+    @property
+    def bucket(self) -> Bucket:
+        stage = self.propose()[0]
+        if isinstance(stage, EncodeRow):
+            return "encode", 0, 0
+        return "decode" if isinstance(stage, DecodeRow) else "refine", self.work.width, self.work.height
+
+    def propose(self) -> list[PictureRow]:
+        if self.encoded is None:
+            paired = any(row.paired for row in self.rows)
+            return [EncodeRow((self.work.prompt, self.work.negative) if paired else (self.work.prompt,), bool(self.work.image))]
+        return [DecodeRow() if self.latent is not None else self.rows[self.at]]
+
+    def move(self, rows: Sequence[Any]) -> LatentMove:
+        """What the worker gets for the rows that `propose` gave."""
+        row, work = rows[0], self.work
+        if isinstance(row, EncodeRow):
+            return EncodeMove(row.texts, work.width, work.height, work.image, work.mask)
+        if isinstance(row, DecodeRow):
+            assert self.latent is not None
+            return DecodeMove(self.latent)
+        assert isinstance(row, LatentRow) and self.encoded is not None
+        final = row.index == len(self.rows) - 1
+        return RefineMove(
+            row, self.table.blocks[0], self.submit.seed, work.width, work.height, self.encoded, final or self.wants_preview(),
+            final, tuple(work.adapters),
+        )  # fmt: skip
 
     def positions(self) -> int:
         """One slot for the latent."""
@@ -48,21 +71,31 @@ class ImageRequest(Request):
         every = self.work.preview_every
         return every > 0 and (self.at + 1) % every == 0 and self.at + 1 < len(self.rows)
 
-    def fold(self, picture: Picture | None, now: float) -> list[FromEngine]:
-        """Take in one forward; `picture` is there when the row ended the request or a preview was wanted."""
-        row = self.rows[self.at]
-        wanted = self.wants_preview()
-        self.at += 1
+    def fold(self, outcome: LatentOutcome, now: float) -> list[FromEngine]:
+        """Take in one forward: conditions, a latent that is to be shown or None, or the picture."""
         self.forwards += 1
-        if self.at == len(self.rows):
-            assert picture is not None
-            self.first_output = self.first_output or now
-            self.finished = "completed"
-            return [self.end("completed", now, picture)]
-        if wanted and picture is not None:
-            self.first_output = self.first_output or now
-            return [Preview(self.id, self.at, len(self.rows), row.t, picture.width, picture.height, picture.rgb)]
+        match outcome:
+            case Encoded():
+                self.encoded = outcome
+            case Picture() if self.latent is not None:
+                self.latent = None
+                return self._show(outcome, now)
+            case _:
+                self.nfe += self.rows[self.at].evaluations
+                self.at += 1
+                if isinstance(outcome, Picture):
+                    return self._show(outcome, now)
+                assert outcome is None or isinstance(outcome, Latent)
+                self.latent = outcome
         return []
 
+    def _show(self, picture: Picture, now: float) -> list[FromEngine]:
+        self.first_output = self.first_output or now
+        if self.at == len(self.rows):
+            self.finished = "completed"
+            return [self.end("completed", now, picture)]
+        level = self.rows[self.at - 1].level
+        return [Preview(self.id, self.at, len(self.rows), level, picture.width, picture.height, picture.rgb)]
+
     def end(self, reason: FinishReason, now: float, picture: Picture | None = None) -> Done:
-        return self.done(reason, now, picture, forwards=self.forwards, nfe=self.at * self.evaluations)
+        return self.done(reason, now, picture, forwards=self.forwards, nfe=self.nfe)

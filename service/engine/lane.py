@@ -1,5 +1,8 @@
 """One model's requests and memory: who is admitted, who moves next, and who gives way. Pure, as the scheduler is.
 
+A forward holds moves of one bucket: all that texts want, or one stage of pictures of one size. It is the bucket of whoever
+was served longest ago, so that a large picture, or the text of a new one, holds up the others for one forward.
+
 Memory is taken as a request grows. Where none is left, the request that came last, of the lowest priority, is set back:
 it gives up its blocks, waits, and computes again what it had committed. The one that ranks first is never set back and
 waits for nobody, so it ends; then another ranks first. Blocks with tokens that several requests share are computed by
@@ -9,10 +12,11 @@ the one that ranks first among them; the others wait for it and hold the same bl
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from service.engine.base_request import TEXTS, Bucket
 from service.engine.cost import ForwardCost
 from service.engine.drafting import Situation, Trial, allot
 from service.engine.moves import (
@@ -29,7 +33,7 @@ from service.engine.moves import (
     waited_for_all,
 )
 from service.engine.request import AnyRequest, TextRequest
-from service.procedures.types import TokenRow
+from service.procedures.types import STAGES, TokenRow
 from service.workers.block_pool import BlockPool
 
 
@@ -54,7 +58,7 @@ class Lane:
     waiting: list[AnyRequest] = field(default_factory=list)
     running: list[AnyRequest] = field(default_factory=list)
     device_seconds: float = 0.0
-    cost: ForwardCost = field(default_factory=ForwardCost)
+    costs: dict[Bucket, ForwardCost] = field(default_factory=lambda: defaultdict(ForwardCost))
     preemptions: int = 0
     cached_tokens: int = 0
     turn: bool = False
@@ -93,7 +97,7 @@ class Lane:
 
     def learn(self, items: Sequence[Item], tokens: int, seconds: float) -> None:
         """A forward of these moves gave so many tokens of output: whether guessing paid. Prefill would blur that."""
-        if self._tried is not None and all(item.whole and needed(item.request, item.rows) <= self._short for item in items):
+        if self._tried is not None and all(item.whole and needed(item.rows) <= self._short for item in items):
             self._tried.observe(tokens, seconds)
 
     def remove(self, request: AnyRequest, failed: bool) -> None:
@@ -145,9 +149,11 @@ class Lane:
     def _within_budget(self, ready: list[AnyRequest]) -> list[Item]:
         """Whoever was served longest ago first; but before all a large move that has waited for everybody. Between two such
         forwards is one as usual."""
-        affordable = self.cost.affordable(self.limits.seconds)
+        order = sorted(ready, key=_turn)
+        bucket = order[0].bucket
+        order = [request for request in order if request.bucket == bucket]
+        affordable = self.costs[bucket].affordable(self.limits.seconds)
         room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
-        order = sorted(ready, key=lambda r: (r.submit.priority, r.last_tick))
         proposed = self._with_guesses([(request, request.propose()) for request in order], room)
         items = self._filled(proposed, room)
         first = None if self.turn else waited_for_all(proposed, {item.request.id for item in items}, room)
@@ -161,15 +167,15 @@ class Lane:
 
     def _filled(self, proposed: list[Proposed], room: int, first: Item | None = None) -> list[Item]:
         """Behind the first, short moves in the order given, then prefill in what room is left."""
-        short = [(r, rows) for r, rows in proposed if needed(r, rows) <= self._short]
-        long = [(r, rows) for r, rows in proposed if needed(r, rows) > self._short]
+        short = [(r, rows) for r, rows in proposed if needed(rows) <= self._short]
+        long = [(r, rows) for r, rows in proposed if needed(rows) > self._short]
         reserve = room // 4 if long and first is None else 0
         items = [] if first is None else [first]
         for request, rows in short:
             if len(items) == self.limits.rows:
                 break
-            rows = guessing(rows, room - reserve - needed(request, rows))
-            size = size_of(request, rows)
+            rows = guessing(rows, room - reserve - needed(rows))
+            size = size_of(rows)
             if size <= room - reserve or not items:
                 items.append(Item(request, rows, True, size))
                 room -= size
@@ -184,15 +190,15 @@ class Lane:
 
     def _with_guesses(self, proposed: list[Proposed], room: int) -> list[Proposed]:
         """The moves with as many of their guesses as pay; whoever has much to compute first verifies none."""
-        short = [(r, rows) for r, rows in proposed if needed(r, rows) <= self._short]
+        short = [(r, rows) for r, rows in proposed if needed(rows) <= self._short]
         short = short[: self.limits.rows]
         drafting = [(r, rows) for r, rows in short if isinstance(r, TextRequest) and r.drafter]
         situation = _situation(len(short), [r for r, _ in drafting if r.adaptive])
         self._tried = self._trials.setdefault(situation, Trial()) if situation[1] else None
         pays = self._tried is None or self._tried.guessing
-        size = sum(needed(r, rows) for r, rows in short)
+        size = sum(needed(rows) for r, rows in short)
         tokens = sum(1 for _, rows in short if isinstance(rows[-1], TokenRow) and rows[-1].wanted)
-        line, left = self.cost.line(), max(0, room - size)
+        line, left = self.costs[TEXTS].line(), max(0, room - size)
         gains = [r.gains(draft(rows), pays) for r, rows in drafting]
         counts = dict(zip((r.id for r, _ in drafting), allot(line, size, tokens, left, gains), strict=True))
         wishes = [r.wishes(pays) for r, _ in drafting]
@@ -230,6 +236,12 @@ class Lane:
 
 def _situation(rows: int, drafting: Sequence[TextRequest]) -> Situation:
     return rows.bit_length(), tuple(sorted({request.drafter for request in drafting}))
+
+
+def _turn(request: AnyRequest) -> tuple[int, int, int]:
+    """Whose move is due: of the lowest priority number, served longest ago, and then the stage that others wait for."""
+    stage = request.bucket[0]
+    return request.submit.priority, request.last_tick, 0 if stage is None else STAGES.index(stage)
 
 
 def _rank(request: AnyRequest) -> tuple[int, float, int]:

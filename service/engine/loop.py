@@ -27,7 +27,7 @@ from service.engine.messages import (
 from service.engine.moves import Item
 from service.engine.request import AnyRequest, TextRequest
 from service.engine.scheduler import Batch, Scheduler
-from service.procedures.types import Axis, LatentRow, TokenRow
+from service.procedures.types import Axis, DecodeRow, EncodeRow, PictureRow, TokenRow
 from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenRead, TokenWorkerLike
 
 COMPILE_WAIT_SECONDS = 0.005
@@ -177,6 +177,8 @@ class Engine:
         request = item.request
         if isinstance(outcome, RowError):
             self.scheduler.remove(request.id, failed=True)
+            if outcome.param is not None:
+                return [Failed(request.id, 400, "invalid_value", str(outcome), outcome.param)]
             return [Failed(request.id, 500, "forward_failed", str(outcome))]
         if isinstance(request, TextRequest):
             rows = [row for row in item.rows if isinstance(row, TokenRow)]
@@ -224,14 +226,7 @@ def _move(item: Item) -> TokenMove | LatentMove:
             tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter, behind[0] if behind else None,
             request.deferred, request.width, request.carried if rows[-1].draw else None,
         )  # fmt: skip
-    assert isinstance(request, ImageRequest)
-    row = item.rows[0]
-    assert isinstance(row, LatentRow)
-    final = row.index == len(request.rows) - 1
-    work = request.work
-    return LatentMove(
-        row, request.table.blocks[0], request.submit.seed, work.caption, work.negative, final or request.wants_preview(), final
-    )  # fmt: skip
+    return request.move(item.rows)
 
 
 class _Counts(NamedTuple):
@@ -248,14 +243,23 @@ def _counts(requests: Sequence[TextRequest]) -> _Counts:
     return _Counts(*map(sum, zip(*columns, strict=True))) if requests else _Counts(0, 0, 0, 0)
 
 
+def _axis(row: TokenRow | PictureRow) -> str:
+    """What a row is counted as: its axis, or the stage of a picture that is on neither."""
+    if isinstance(row, TokenRow):
+        return row.axis
+    return "encode" if isinstance(row, EncodeRow) else "decode" if isinstance(row, DecodeRow) else Axis.REFINE
+
+
 def _report(batch: Batch, counts: _Counts, forward_seconds: float, scheduler_seconds: float) -> Tick:
     rows = [row for item in batch.items for row in item.rows]
-    axes = Counter(row.axis if isinstance(row, TokenRow) else Axis.REFINE for row in rows)
+    axes = Counter(_axis(row) for row in rows)
     tokens = [row for row in rows if isinstance(row, TokenRow)]
     return Tick(
         model=batch.model,
         expand_moves=axes[Axis.EXPAND],
         refine_moves=axes[Axis.REFINE],
+        encode_moves=axes["encode"],
+        decode_moves=axes["decode"],
         rows=len(rows),
         tokens=batch.size if tokens else 0,
         prompt_tokens=counts.prompt,
@@ -263,7 +267,7 @@ def _report(batch: Batch, counts: _Counts, forward_seconds: float, scheduler_sec
         accepted_tokens=counts.accepted,
         cached_tokens=batch.cached_tokens,
         revised_tokens=sum(len(row.wanted) for row in tokens if row.axis is Axis.REFINE),
-        refine_steps=sum(1 for row in rows if isinstance(row, LatentRow) or row.axis is Axis.REFINE),
+        refine_steps=axes[Axis.REFINE],
         forward_seconds=forward_seconds,
         scheduler_seconds=scheduler_seconds,
     )

@@ -9,6 +9,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from service.procedures.noise import NoiseProcess
+from service.procedures.sizes import SizeRule
+from service.procedures.types import GuidanceInput
+
 FinishReason = Literal["stop", "length", "cancelled", "completed"]
 
 
@@ -50,13 +54,19 @@ class TextWork(msgspec.Struct, frozen=True, tag="text"):
 
 
 class ImageWork(msgspec.Struct, frozen=True, tag="image"):
-    """A picture to be refined from noise; `caption` and `negative` are token ids of the model's text tokeniser."""
+    """A picture to be refined from noise or, where `image` is given, from that picture; with a `mask` only where it is not 0.
 
-    caption: list[int]
+    Sides are in pixels; `image` is RGB bytes row by row, `mask` one byte a pixel. `adapters` are names and scales.
+    """
+
+    prompt: str
     width: int
     height: int
-    negative: list[int] = []
+    negative: str = ""
     preview_every: int = 0
+    image: bytes = b""
+    mask: bytes = b""
+    adapters: list[tuple[str, float]] = []
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -105,13 +115,16 @@ class ModelCard(msgspec.Struct, frozen=True):
     `sampling_defaults` are generation_config.json's, by the names of `Sampling`, for requests that say nothing, and
     `canvas_defaults` parameters of `block_diffusion` for those that name no rule or the same. `drafters`
     are what can guess its tokens.
+
+    Of models for pictures, `vocab_size` is 0 where texts are not checked before the engine has them; `noise` is what training
+    did to data, `guidance_range` what scales of it are known as an input, `pixels_per_token` the side of what the network
+    sees as one token; `procedure_defaults` are parameters for requests that name no procedure, or the default one.
     """
 
     name: str
     kind: Literal["text", "image"]
     folder: str
     signature: list[str]
-    guidance_input: bool
     procedures: list[str]
     default_procedure: str
     parameters_count: int
@@ -122,12 +135,21 @@ class ModelCard(msgspec.Struct, frozen=True):
     block_lengths: list[int] = []
     attention: Literal["causal", "block", "full"] = "causal"
     shift: bool = False
-    sizes: list[tuple[int, int]] = []
+    sizes: SizeRule | None = None
+    pixels_per_token: int = 1
+    noise: NoiseProcess = NoiseProcess()
+    guidance_input: GuidanceInput = "no"
     guidance_range: tuple[float, float] | None = None
+    procedure_defaults: dict[str, Any] = {}
+    adapters: list[str] = []
     conditioned: bool = False
     sampling_defaults: dict[str, float] = {}
     canvas_defaults: dict[str, Any] = {}
     drafters: list[str] = []
+
+    def tokens(self, width: int, height: int) -> int:
+        """Length of a picture's sequence in the network."""
+        return max(1, width * height // self.pixels_per_token**2)
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=False):
@@ -239,6 +261,8 @@ class Tick(msgspec.Struct, frozen=True, tag="tick"):
     scheduler_seconds: float
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    encode_moves: int = 0
+    decode_moves: int = 0
 
 
 class Gauges(msgspec.Struct, frozen=True, tag="gauges"):

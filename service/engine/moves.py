@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.engine.request import AnyRequest, TextRequest
-from service.procedures.types import Draft, LatentRow, TokenRow
+from service.procedures.types import Draft, PictureRow, TokenRow
+
+Rows = list[TokenRow] | list[PictureRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,25 +15,25 @@ class Item:
     """One request's part of a batch. `whole` is False when only a chunk of its prefill fits."""
 
     request: AnyRequest
-    rows: list[TokenRow] | list[LatentRow]
+    rows: Rows
     whole: bool
     size: int
 
 
-Proposed = tuple[AnyRequest, list[TokenRow] | list[LatentRow]]
+Proposed = tuple[AnyRequest, Rows]
 
 
-def drafts(rows: list[TokenRow] | list[LatentRow]) -> int:
+def drafts(rows: Rows) -> int:
     last = rows[-1]
     return last.drafts if isinstance(last, TokenRow) else 0
 
 
-def draft(rows: list[TokenRow] | list[LatentRow]) -> Draft:
+def draft(rows: Rows) -> Draft:
     last = rows[-1]
     return last.draft() if isinstance(last, TokenRow) else Draft((), ())
 
 
-def guessing(rows: list[TokenRow] | list[LatentRow], count: int) -> list[TokenRow] | list[LatentRow]:
+def guessing(rows: Rows, count: int) -> Rows:
     """A request's rows with no more than `count` guesses in the last."""
     last = rows[-1]
     if isinstance(last, TokenRow) and last.drafts > max(0, count):
@@ -40,25 +41,24 @@ def guessing(rows: list[TokenRow] | list[LatentRow], count: int) -> list[TokenRo
     return rows
 
 
-def asks(rows: list[TokenRow] | list[LatentRow]) -> int:
+def asks(rows: Rows) -> int:
     last = rows[-1]
     return last.asks if isinstance(last, TokenRow) else 0
 
 
-def alone(rows: list[TokenRow] | list[LatentRow]) -> list[TokenRow] | list[LatentRow]:
+def alone(rows: Rows) -> Rows:
     """A request's rows without the guesses and masks of its tree."""
     return [row.alone() if row.mode == "tree" else row for row in rows if isinstance(row, TokenRow)]
 
 
-def needed(request: AnyRequest, rows: list[TokenRow] | list[LatentRow]) -> int:
+def needed(rows: Rows) -> int:
     """The size of a move without its guesses."""
-    return size_of(request, rows) - drafts(rows)
+    return size_of(rows) - drafts(rows)
 
 
-def size_of(request: AnyRequest, rows: Iterable[TokenRow | LatentRow]) -> int:
-    if isinstance(request, TextRequest):
-        return sum(len(row.tokens) for row in rows if isinstance(row, TokenRow))
-    return request.evaluations
+def size_of(rows: Rows) -> int:
+    """Query tokens, or evaluations of networks that pictures need."""
+    return sum(len(row.tokens) if isinstance(row, TokenRow) else row.evaluations for row in rows)
 
 
 def positions(item: Item) -> int:
@@ -75,7 +75,7 @@ def waited_for_all(proposed: list[Proposed], chosen: set[str], room: int) -> Pro
     large = [
         (request, rows)
         for request, rows in proposed
-        if request.id not in chosen and isinstance(request, TextRequest) and needed(request, rows) > max(1, room // 8)
+        if request.id not in chosen and isinstance(request, TextRequest) and needed(rows) > max(1, room // 8)
     ]
     first = min(large, key=lambda move: move[0].last_tick, default=None)
     if first is None:
@@ -85,10 +85,10 @@ def waited_for_all(proposed: list[Proposed], chosen: set[str], room: int) -> Pro
     return first if all(request.last_tick > since for request in before) else None
 
 
-def fit(request: AnyRequest, rows: list[TokenRow] | list[LatentRow], room: int, alone: bool) -> Item | None:
+def fit(request: AnyRequest, rows: Rows, room: int, alone: bool) -> Item | None:
     """The move as far as `room` allows: whole, with fewer guesses, or the head of its first row; a canvas is never cut."""
-    rows = guessing(rows, room - needed(request, rows))  # a chunk that ended among guesses would not be a whole move
-    size = size_of(request, rows)
+    rows = guessing(rows, room - needed(rows))  # a chunk that ended among guesses would not be a whole move
+    size = size_of(rows)
     if size <= room:
         return Item(request, rows, True, size)
     first = rows[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.engine.base_request import Bucket
 from service.engine.lane import Lane
 from service.engine.moves import Item
 from service.engine.request import AnyRequest
@@ -21,6 +22,7 @@ class Batch:
     model: str
     items: list[Item]
     cached_tokens: int
+    bucket: Bucket
 
     @property
     def size(self) -> int:
@@ -79,7 +81,7 @@ class Scheduler:
         self._tick += 1
         for item in items:
             item.request.last_tick = self._tick
-        return Batch(name, items, lane.cached_tokens - cached)
+        return Batch(name, items, lane.cached_tokens - cached, items[0].request.bucket)
 
     def keep(self, request: AnyRequest) -> None:
         """What a request's forward computed is sound, and may be shared."""
@@ -89,7 +91,7 @@ class Scheduler:
         """A batch took this much of the device."""
         lane = self.lanes[batch.model]
         lane.device_seconds += seconds
-        lane.cost.observe(batch.size, seconds)
+        lane.costs[batch.bucket].observe(batch.size, seconds)
 
     def learn(self, batch: Batch, tokens: int, seconds: float) -> None:
         """A batch gave so many tokens of output."""

@@ -8,10 +8,11 @@ from typing import Any, get_args
 
 import msgspec
 
+from service.engine.latent_rows import sampler_parameters, takes_guidance
 from service.engine.messages import ModelCard, TextWork
 from service.procedures.block_diffusion_parameters import REREADING_RULES, BlockDiffusionParameters, Rule
 from service.procedures.parameters import SamplerParameters
-from service.procedures.registry import PROCEDURES
+from service.procedures.registry import PROCEDURES, Procedure
 from service.procedures.types import Axis
 
 
@@ -31,6 +32,8 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
     """
     raw = dict(procedure or {})
     name = raw.pop("name", card.default_procedure)
+    if name == card.default_procedure:
+        raw = {**card.procedure_defaults, **raw}
     spec = PROCEDURES.get(name) if isinstance(name, str) else None
     if spec is None:
         raise InvalidField("procedure.name", f"unknown procedure {name!r}; {card.name} can run: {', '.join(card.procedures)}")
@@ -61,15 +64,25 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
     drafter = getattr(parameters, "drafter", None)
     if drafter is not None and drafter not in card.drafters:
         raise InvalidField("procedure.drafter", f"{card.name} has no drafter {drafter}; it has: {', '.join(card.drafters)}")
-    guidance = getattr(parameters, "guidance", None)
-    if guidance is not None and card.guidance_range is not None and "flow_map(x,t,s)" in spec.needs:
+    if isinstance(parameters, SamplerParameters):
+        _check_sampler(card, spec, parameters)
+    return name, msgspec.to_builtins(parameters)
+
+
+def _check_sampler(card: ModelCard, spec: Procedure, parameters: SamplerParameters) -> None:
+    """Raises InvalidField for a table that this model's noise does not allow, and guidance that its network does not know."""
+    try:
+        table = parameters.table(card.noise, card.tokens(*card.sizes.default) if card.sizes else 0)
+    except ValueError as error:
+        raise InvalidField("procedure", f"{spec.name} with these parameters cannot be run by {card.name}: {error}") from None
+    guidance = parameters.guidance
+    if card.guidance_range is not None and takes_guidance(card, table.takes_target):
         low, high = card.guidance_range
         if not low <= guidance <= high:
             raise InvalidField(
                 "procedure.guidance",
                 f"{card.name} takes guidance as an input of its flow map and knows {low:g} to {high:g}, not {guidance:g}",
             )
-    return name, msgspec.to_builtins(parameters)
 
 
 def _check_noise(card: ModelCard, parameters: BlockDiffusionParameters) -> None:
@@ -107,23 +120,26 @@ def check_next_token(procedure: str, work: TextWork, fields: Mapping[str, str]) 
         raise InvalidField(field, f"{field} needs tokens that are drawn one after another; {procedure} sets several together")
 
 
-def refinement_rows(procedure: str, parameters: Mapping[str, Any]) -> int:
+def refinement_rows(card: ModelCard, procedure: str, parameters: Mapping[str, Any], size: tuple[int, int]) -> int:
     """Evaluations of a request for a picture, one state each: the rows of its sampler table."""
-    typed = msgspec.convert(parameters, PROCEDURES[procedure].parameters)
-    assert isinstance(typed, SamplerParameters)
-    return len(typed.table())
+    return len(sampler_parameters(procedure, parameters).table(card.noise, card.tokens(*size)))
 
 
 def check_negative(card: ModelCard, procedure: str, parameters: Mapping[str, Any]) -> None:
     """Raises InvalidField where a negative prompt would change nothing: it stands in for the empty caption of guidance."""
     reason = None
-    if card.guidance_input and "flow_map(x,t,s)" in PROCEDURES[procedure].needs:
-        able = [name for name in card.procedures if "flow_map(x,t,s)" not in PROCEDURES[name].needs]
-        reason = f"{procedure} takes guidance as an input of the network; these take a negative prompt: {', '.join(able)}"
+    if takes_guidance(card, _takes_target(card, procedure, parameters)):
+        able = [name for name in card.procedures if not takes_guidance(card, _takes_target(card, name, {}))]
+        instead = f"; these take a negative prompt: {', '.join(able)}" if able else ""
+        reason = f"{procedure} takes guidance as an input of the network{instead}"
     elif parameters["guidance"] == 1.0:
         reason = "guidance 1 is no guidance, and has no use for a negative prompt"
     if reason is not None:
         raise InvalidField("negative_prompt", reason)
+
+
+def _takes_target(card: ModelCard, procedure: str, parameters: Mapping[str, Any]) -> bool:
+    return sampler_parameters(procedure, parameters).table(card.noise, 1024).takes_target
 
 
 def _explained(error: msgspec.ValidationError, given: Mapping[str, Any], parameters: type[msgspec.Struct]) -> InvalidField:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from service.procedures.noise import NoiseProcess
 from service.procedures.sizes import SizeRule
+from service.procedures.types import GuidanceInput
 
 Adapters = tuple[tuple[str, float], ...]
 """Names and scales of the LoRA adapters that one row uses; mostly none."""
@@ -34,22 +35,21 @@ class LatentNetwork(Protocol):
 
     noise: what training did to data, and what the network returns.
     signature: entries such as "velocity(x,t)", "noise(x,t)", "data(x,t)", "consistency(x,t)", "flow_map(x,t,s)".
-    guidance_input: the scale of guidance is an argument of the network: no second row is needed.
+    guidance_input: where the scale of guidance is an argument of the network, so that no second row is needed: in no row, in
+        those that are told where they go ("jumps"), or "always".
     default_procedure: what a request runs that says nothing: {"name": "euler", "steps": 28, "guidance": 4.5}.
     sizes: of pictures.
     adapters: names of the LoRA adapters that a request may ask for.
-    encodes, decodes: whether texts, and latents, go through networks of their own. Where not, the texts are all that
-        `evaluate` needs, and the latent is the picture.
+    decodes: whether latents go through a network of their own to become pictures; where not, the latent is the picture.
     run_by: what computes it, for the log; parameters: how many there are.
     """
 
     noise: NoiseProcess
     signature: tuple[str, ...]
-    guidance_input: bool
+    guidance_input: GuidanceInput
     default_procedure: Mapping[str, Any]
     sizes: SizeRule
     adapters: tuple[str, ...]
-    encodes: bool
     decodes: bool
     run_by: str
     parameters: int
@@ -59,11 +59,13 @@ class LatentNetwork(Protocol):
         ...
 
     def tokens(self, width: int, height: int) -> int:
-        """Length of the picture's sequence in the network: what a resolution-dependent shift depends on, and the cost."""
+        """Length of the picture's sequence in the network, in proportion to its area: what a resolution-dependent shift depends
+        on."""
         ...
 
-    def encode(self, texts: Sequence[str]) -> list[Condition]:
-        """One condition a text; "" stands for no text. Raises ValueError, in words for a client, for a text it cannot take."""
+    def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
+        """One condition a text; "" stands for no text. `negative` ones are what guidance leads away from, which some models
+        are told in another way. Raises ValueError, in words for a client, for a text it cannot take."""
         ...
 
     def evaluate(
@@ -73,6 +75,10 @@ class LatentNetwork(Protocol):
         float32 [R], times in the network's own units; R conditions, R rows' adapters."""
         ...
 
+    def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+        """What two outputs [R, C, H, W] with and without the text become at guidance `scale` [R]; mostly `classifier_free`."""
+        ...
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents float32 [R, C, H, W] as pictures uint8 [R, H, W, 3]."""
         ...
@@ -80,3 +86,8 @@ class LatentNetwork(Protocol):
     def embed(self, pictures: Tensor) -> Tensor:
         """Pictures uint8 [R, H, W, 3] as latents float32 [R, C, H, W]."""
         ...
+
+
+def classifier_free(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+    """f_u + w (f_c - f_u), each [R, C, H, W], w [R] (arXiv 2207.12598, with w = 1 for no guidance)."""
+    return unconditional + scale.view(-1, 1, 1, 1) * (conditional - unconditional)

@@ -23,6 +23,7 @@ from service.models.heads import Heads
 from service.models.heads_loading import EMBEDDED_HEADS, StoredHeads, module_of_checkpoint, stored_heads
 from service.models.hub import fetch
 from service.models.int8 import quantise
+from service.models.latent_network import LatentNetwork
 from service.models.memory import available_memory
 from service.models.model_spec import EMBEDDED, ModelSpec, readable
 from service.models.safetensors_files import SafetensorsFolder
@@ -51,7 +52,7 @@ class TextModel:
 @dataclass(frozen=True)
 class ImageModel:
     spec: ModelSpec
-    network: FlowTransformer
+    network: FlowTransformer | LatentNetwork
     parameters: int
 
 

@@ -19,7 +19,7 @@ class SizeRule(msgspec.Struct, frozen=True):
     @classmethod
     def only(cls, width: int, height: int) -> SizeRule:
         """One size and no other."""
-        return cls((width, height), ((width, height),), smallest=min(width, height), largest=max(width, height), area=width * height)
+        return cls((width, height), ((width, height),))
 
     def allows(self, width: int, height: int) -> bool:
         if self.listed:

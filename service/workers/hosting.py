@@ -12,8 +12,10 @@ import torch
 from tokenizers import Tokenizer
 
 from service.models.decoder import DecoderConfig
-from service.models.flow_transformer import FlowTransformerConfig
+from service.models.flow_network import FlowNetwork
+from service.models.flow_transformer import FlowTransformer
 from service.models.heads import FeatureModule
+from service.models.latent_network import LatentNetwork
 from service.models.loading import EMBEDDED, ImageModel, ModelError, ModelSpec, TextModel, load_model
 from service.models.model_spec import readable
 from service.workers.block_pool import BlockPool
@@ -24,7 +26,7 @@ from service.workers.token_worker import TokenWorker
 
 log = logging.getLogger("stride.models")
 
-__all__ = ["EMBEDDED", "Hosting", "ImageHost", "ModelError", "TextHost", "host"]
+__all__ = ["EMBEDDED", "FlowNetwork", "Hosting", "ImageHost", "ModelError", "TextHost", "host"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class ImageHost:
     name: str
     folder: Path
     parameters: int
-    config: FlowTransformerConfig
+    network: LatentNetwork
     pool: BlockPool
     worker: LatentWorker
 
@@ -70,16 +72,7 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
     device, kv_memory = _device(spec, hosting), spec.kv_memory or hosting.kv_memory
     model = load_model(spec, device, kv_memory)
     if isinstance(model, ImageModel):
-        slots = BlockPool(hosting.latents)
-        dtype = next(model.network.parameters()).dtype
-        latents = LatentWorker(model.network, slots, device, threads, hosting.batch_invariant)
-        size = model.network.config.image_size
-        log.info(
-            "%s: %s, %d parameters, %s, run by %s, pictures of %dx%d, %d at a time",
-            spec.name, model.spec.folder, model.parameters, str(dtype).removeprefix("torch."), latents.run_by, size, size,
-            hosting.latents,
-        )  # fmt: skip
-        return ImageHost(model.spec.name, model.spec.folder, model.parameters, model.network.config, slots, latents)
+        return _host_pictures(model, hosting, device, threads)
     config = model.network.config
     block_bytes = sum(PagedCache.block_bytes(c, hosting.kv_block, dtype) for c, dtype in _caches(model))
     pool = BlockPool(kv_memory // block_bytes, hosting.kv_block)
@@ -100,6 +93,23 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
         spec.name, model.spec.folder, model.parameters, config, model.eos_token_ids, longest, model.sampling_defaults,
         model.canvas_defaults, pool, worker,
     )  # fmt: skip
+
+
+def _host_pictures(model: ImageModel, hosting: Hosting, device: torch.device, threads: Threads) -> ImageHost:
+    spec, loaded = model.spec, model.network
+    network: LatentNetwork
+    if isinstance(loaded, FlowTransformer):
+        network = FlowNetwork(loaded, spec.folder / "tokenizer.json", threads.every, full=hosting.batch_invariant)
+    else:
+        network = loaded
+    slots = BlockPool(hosting.latents)
+    worker = LatentWorker(network, slots, device, threads, hosting.batch_invariant)
+    log.info(
+        "%s: %s, %d parameters, run by %s, pictures of %s, %d at a time with %s of latents",
+        spec.name, spec.folder, model.parameters, network.run_by, network.sizes.describe(), hosting.latents,
+        readable(worker.store.nbytes),
+    )  # fmt: skip
+    return ImageHost(spec.name, spec.folder, model.parameters, network, slots, worker)
 
 
 def _caches(model: TextModel) -> list[tuple[DecoderConfig, torch.dtype]]:

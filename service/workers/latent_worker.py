@@ -1,115 +1,172 @@
-"""Runs one row of every latent in a batch: one forward, guidance, one update, whatever sampler each row comes from."""
+"""Runs the moves of pictures: texts into conditions, one row of every latent in a batch, latents into pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from kernels.philox import normal
 from kernels.sampler_update import sampler_update
-from service.models.flow_serving import KernelFlow, flow_evaluator
-from service.models.flow_transformer import FlowTransformer
+from service.models.latent_network import LatentNetwork
 from service.workers.block_pool import BlockPool
+from service.workers.conditions import Conditions
+from service.workers.guidance import guided
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE
 from service.workers.threads import Threads
-from service.workers.types import LatentMove, LatentOutcome, Picture, RowError
+from service.workers.types import (
+    DecodeMove,
+    EncodeMove,
+    Latent,
+    LatentMove,
+    LatentOutcome,
+    Picture,
+    RefineMove,
+    RowError,
+)
 
 
 class LatentWorker:
-    """One network's weights, and the latents of its requests: x, h1, h2 float32 [slots, 3, C, H, W], reserved at start.
+    """One network, and the latents of its requests: x, h1, h2 float32 [slots, 3, elements], reserved at start for the largest
+    picture; a smaller one takes the first elements.
 
     With `batch_invariant` every row is evaluated alone, so that no bit of it depends on the batch.
     """
 
     def __init__(
-        self, network: FlowTransformer, pool: BlockPool, device: torch.device, threads: Threads, batch_invariant: bool = False
+        self, network: LatentNetwork, pool: BlockPool, device: torch.device, threads: Threads, batch_invariant: bool = False
     ) -> None:
         self._threads = threads
         self._batch_invariant = batch_invariant
-        config = network.config
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        self._row_operations = 2.0 * parameters * (config.patches + config.max_text_tokens)
         self.network = network
-        self._evaluator = flow_evaluator(network, threads.every, full=batch_invariant)
-        self.run_by = "the CPU kernel" if isinstance(self._evaluator, KernelFlow) else "torch"
         self.device = device
         self.pool = pool
-        self.shape = (config.channels, config.image_size, config.image_size)
-        self.store = torch.zeros(pool.blocks, 3, *self.shape, device=device)
+        self.store = torch.empty(pool.blocks, 3, elements(network), device=device)
+        self._conditions = Conditions(network, device)
 
     @torch.inference_mode()
     def run(self, moves: Sequence[LatentMove]) -> list[LatentOutcome]:
-        """A move's outcome is the picture where one is asked for, None otherwise, or why the move failed.
+        """Moves of one stage and, unless they encode, of one size. An outcome a move, or why it failed.
 
         Latents are written back only after the whole batch was computed, so a forward that raises changes nothing.
         """
+        if isinstance(moves[0], RefineMove):
+            return self._refine([move for move in moves if isinstance(move, RefineMove)])
+        self._take_threads(len(moves), self.network.sizes.default)
+        if isinstance(moves[0], EncodeMove):
+            return list(self._conditions.encode([move for move in moves if isinstance(move, EncodeMove)]))
+        latents = [move.latent.tensor for move in moves if isinstance(move, DecodeMove)]
+        return list(self._pictures(torch.stack(latents)))
+
+    def _refine(self, moves: list[RefineMove]) -> list[LatentOutcome]:
+        rows = [move.row for move in moves]
+        shape = self.network.latent_shape(moves[0].width, moves[0].height)
+        size = math.prod(shape)
         slots = torch.tensor([move.slot for move in moves], device=self.device)
-        x, h1, h2 = self.store[slots].unbind(1)
-        seeds = torch.tensor([move.seed for move in moves], device=self.device)
-        first = [i for i, move in enumerate(moves) if move.row.index == 0]
+        x, h1, h2 = self.store[slots, :, :size].unflatten(2, shape).unbind(1)
+        first = [i for i, row in enumerate(rows) if row.start is not None]
         if first:
             x, h1, h2 = x.clone(), h1.clone(), h2.clone()
-            x[first] = self._noise(seeds[first], torch.zeros_like(seeds[first]), INITIAL_NOISE)
+            x[first] = self._begun([moves[i] for i in first], shape)
             h1[first] = 0.0
             h2[first] = 0.0
         f = self._evaluate(moves, x)
-        times = torch.tensor([move.row.t for move in moves], device=self.device)[:, None, None, None]
-        estimate = x - times * f
-        coefficients = torch.tensor([move.row.coefficients for move in moves], device=self.device)
+        estimate = _column(rows, "estimate", 0, x) * x + _column(rows, "estimate", 1, x) * f
         noise = None
-        noisy = [i for i, move in enumerate(moves) if move.row.coefficients[4] != 0.0]
+        noisy = [i for i, row in enumerate(rows) if row.coefficients[4] != 0.0]
         if noisy:
-            draws = torch.tensor([moves[i].row.draw for i in noisy], device=self.device)
             noise = torch.zeros_like(x)
-            noise[noisy] = self._noise(seeds[noisy], draws, STEP_NOISE)
+            draws = [rows[i].draw for i in noisy]
+            noise[noisy] = self._noise([moves[i].seed for i in noisy], draws, STEP_NOISE, shape)
+        coefficients = torch.tensor([row.coefficients for row in rows], device=self.device)
         x, h1, h2 = sampler_update(x, f, h1, h2, coefficients, noise)
-        self.store[slots] = torch.stack((x, h1, h2), dim=1)
+        x = self._kept(moves, x, shape)
+        self.store[slots, :, :size] = torch.stack((x, h1, h2), dim=1).flatten(2)
+        return self._outcomes(moves, x, estimate)
+
+    def _begun(self, moves: list[RefineMove], shape: tuple[int, ...]) -> Tensor:
+        """First states alpha x0 + sigma eps [R, C, H, W]; without a given picture they are noise alone."""
+        noise = self._noise([move.seed for move in moves], [0] * len(moves), INITIAL_NOISE, shape)
+        starts = [cast(tuple[float, float], move.row.start) for move in moves]
+        x = noise * torch.tensor([sigma for _, sigma in starts], device=self.device).view(-1, 1, 1, 1)
+        for i, (move, (alpha, _)) in enumerate(zip(moves, starts, strict=True)):
+            if move.encoded.given is not None:
+                x[i] += alpha * move.encoded.given
+        return x
+
+    def _kept(self, moves: list[RefineMove], x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """States with what a mask keeps of the given picture put back, under its first noise (as arXiv 2201.09865 does)."""
+        masked = [i for i, move in enumerate(moves) if move.encoded.mask is not None]
+        if not masked:
+            return x
+        x = x.clone()
+        noise = self._noise([moves[i].seed for i in masked], [0] * len(masked), INITIAL_NOISE, shape)
+        for i, eps in zip(masked, noise, strict=True):
+            (alpha, sigma), encoded = moves[i].row.after, moves[i].encoded
+            assert encoded.mask is not None and encoded.given is not None
+            x[i] = encoded.mask * x[i] + (1.0 - encoded.mask) * (alpha * encoded.given + sigma * eps)
+        return x
+
+    def _outcomes(self, moves: list[RefineMove], x: Tensor, estimate: Tensor) -> list[LatentOutcome]:
         finite = torch.isfinite(x).flatten(1).all(dim=1).tolist()
-        outcomes: list[LatentOutcome] = []
-        for i, move in enumerate(moves):
-            if not finite[i]:
-                outcomes.append(RowError("the model's output for this request is not finite"))
-            elif move.picture:
-                outcomes.append(self._picture(x[i] if move.final else estimate[i]))
-            else:
-                outcomes.append(None)
+        outcomes: list[LatentOutcome] = [
+            None if sound else RowError("the model's output for this request is not finite") for sound in finite
+        ]
+        shown = [i for i, move in enumerate(moves) if move.shown and finite[i]]
+        if not shown:
+            return outcomes
+        latents = torch.stack([x[i] if moves[i].final else estimate[i] for i in shown])
+        ends: Iterable[Latent | Picture] = map(Latent, latents) if self.network.decodes else self._pictures(latents)
+        for i, end in zip(shown, ends, strict=True):
+            outcomes[i] = end
         return outcomes
 
-    def _evaluate(self, moves: Sequence[LatentMove], x: Tensor) -> Tensor:
+    def _evaluate(self, moves: list[RefineMove], x: Tensor) -> Tensor:
         """The network's output [R, C, H, W] with guidance; rows that need the unconditional output too are evaluated twice."""
-        null = [self.network.config.null_token_id]
-        paired = [i for i, move in enumerate(moves) if move.row.guidance != 1.0 and not move.row.takes_target]
-        inputs = [(move, move.caption) for move in moves] + [(moves[i], moves[i].negative or null) for i in paired]
+        paired = [i for i, move in enumerate(moves) if move.row.paired]
+        rows = [move.row for move in moves] + [moves[i].row for i in paired]
+        conditions = [move.encoded.conditions[0] for move in moves] + [moves[i].encoded.conditions[1] for i in paired]
+        adapters = [move.adapters for move in moves] + [moves[i].adapters for i in paired]
         index = torch.tensor(list(range(len(moves))) + paired, device=self.device)
-        captions = [text for _, text in inputs]
-        t = torch.tensor([move.row.t for move, _ in inputs], device=self.device)
-        s = torch.tensor([move.row.s if move.row.takes_target else move.row.t for move, _ in inputs], device=self.device)
-        scale = torch.tensor([move.row.guidance if move.row.takes_target else 1.0 for move, _ in inputs], device=self.device)
-        if isinstance(self._evaluator, KernelFlow):
-            self._threads.leave_to_kernel()
-        else:
-            self._threads.take(self._row_operations * (1 if self._batch_invariant else len(inputs)))
+        t = torch.tensor([row.t for row in rows], device=self.device)
+        s = torch.tensor([row.s if row.takes_target else row.t for row in rows], device=self.device)
+        scale = torch.tensor([1.0 if row.paired else row.guidance for row in rows], device=self.device)
+        alone = self._batch_invariant
+        self._take_threads(1 if alone else len(rows), (moves[0].width, moves[0].height))
+        every = [slice(i, i + 1) for i in range(len(rows))] if alone else [slice(None)]
         x = x[index]
-        if self._batch_invariant:
-            every = [slice(i, i + 1) for i in range(len(t))]
-            out = torch.cat([self._evaluator(x[i], t[i], s[i], scale[i], captions[i]) for i in every])
+        evaluate = self.network.evaluate
+        out = torch.cat([evaluate(x[i], t[i], s[i], scale[i], conditions[i], adapters[i]) for i in every])
+        return guided(self.network, [move.row for move in moves], out)
+
+    def _pictures(self, latents: Tensor) -> list[Picture]:
+        every = latents.split(1) if self._batch_invariant else [latents]
+        pictures = torch.cat([self.network.decode(some) for some in every]).cpu().contiguous().numpy()
+        return [Picture(rgb.shape[1], rgb.shape[0], rgb.tobytes()) for rgb in pictures]
+
+    def _noise(self, seeds: Sequence[int], draws: Sequence[int], purpose: int, shape: tuple[int, ...]) -> Tensor:
+        seed, draw = (torch.tensor(list(numbers), device=self.device) for numbers in (seeds, draws))
+        return normal(seed, draw, purpose, math.prod(shape)).view(-1, *shape)
+
+    def _take_threads(self, rows: int, size: tuple[int, int]) -> None:
+        if self.network.run_by == "torch":
+            self._threads.take(2.0 * self.network.parameters * self.network.tokens(*size) * rows)
         else:
-            out = self._evaluator(x, t, s, scale, captions)
-        f = out[: len(moves)]
-        if paired:
-            f = f.clone()
-            guided = torch.tensor(paired, device=self.device)
-            w = torch.tensor([moves[i].row.guidance for i in paired], device=self.device)[:, None, None, None]
-            unconditional = out[len(moves) :]
-            f[guided] = unconditional + w * (f[guided] - unconditional)
-        return f
+            self._threads.leave_to_kernel()
 
-    def _noise(self, seeds: Tensor, draws: Tensor, purpose: int) -> Tensor:
-        size = self.shape[0] * self.shape[1] * self.shape[2]
-        return normal(seeds, draws, purpose, size).view(-1, *self.shape)
 
-    def _picture(self, x: Tensor) -> Picture:
-        rgb = ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-        return Picture(rgb.shape[1], rgb.shape[0], rgb.cpu().numpy().tobytes())
+def elements(network: LatentNetwork) -> int:
+    """Numbers in the latent of the largest picture."""
+    rule = network.sizes
+    if rule.listed:
+        return max(math.prod(network.latent_shape(*size)) for size in rule.listed)
+    width, height = rule.default
+    return math.ceil(math.prod(network.latent_shape(width, height)) * max(1.0, rule.area / (width * height)))
+
+
+def _column(rows: Sequence[object], name: str, index: int, like: Tensor) -> Tensor:
+    """One number a row, [R, 1, 1, 1]."""
+    return torch.tensor([getattr(row, name)[index] for row in rows], device=like.device).view(-1, 1, 1, 1)

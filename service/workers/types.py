@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from service.models.latent_network import Adapters, Condition
 from service.procedures.types import Draft, LatentRow, Reading, TokenRow
 from service.workers.occurrences import Occurrences, Seen
 
@@ -87,16 +88,56 @@ class TokenMove:
 
 
 @dataclass(frozen=True, slots=True)
-class LatentMove:
-    """One row of a request's sampler table. `caption` and `negative` are token ids; `slot` holds the latent."""
+class Encoded:
+    """What texts became, the prompt first. `given` is the latent [C, H, W] of the picture
+    that a request starts from, `mask` [1, H, W] is 1 where it is to change; None where there is none."""
+
+    conditions: tuple[Condition, ...]
+    given: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """A latent float32 [C, H, W] that is to become a picture of so many pixels."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeMove:
+    """Texts, and the picture to start from: RGB bytes of `width` by `height` pixels, with one byte a pixel of its mask."""
+
+    texts: tuple[str, ...]
+    width: int
+    height: int
+    image: bytes = b""
+    mask: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeMove:
+    latent: Latent
+
+
+@dataclass(frozen=True, slots=True)
+class RefineMove:
+    """One row of a request's sampler table. `slot` holds the latent; `shown` asks for what there is to be seen after the row:
+    the state where it is the `final` row, and the estimate of the data before. The second of the conditions, where there is
+    one, is what guidance leads away from. `adapters` are names and scales."""
 
     row: LatentRow
     slot: int
     seed: int
-    caption: list[int]
-    negative: list[int]
-    picture: bool
+    width: int
+    height: int
+    encoded: Encoded
+    shown: bool
     final: bool
+    adapters: Adapters = ()
+
+
+LatentMove = EncodeMove | DecodeMove | RefineMove
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +148,12 @@ class Picture:
 
 
 class RowError(Exception):
-    """A move that could not be computed; the message is for the client."""
+    """A move that could not be computed; the message is for the client. With a `param` it is about that field of the request,
+    which the model cannot take."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +167,7 @@ class TokenRead:
 
 
 TokenOutcome = TokenRead | RowError
-LatentOutcome = Picture | None | RowError
+LatentOutcome = Encoded | Latent | Picture | None | RowError
 
 
 class TokenWorkerLike(Protocol):
@@ -131,6 +177,7 @@ class TokenWorkerLike(Protocol):
 
 
 class LatentWorkerLike(Protocol):
-    """Runs latent rows of one model in one forward and one update; a picture where it was asked for."""
+    """Runs moves of one stage and one size of one model, in one forward. Refining gives, where something is to be shown, a
+    latent to be decoded or, of models that decode nothing, the picture itself."""
 
     def run(self, moves: Sequence[LatentMove]) -> list[LatentOutcome]: ...

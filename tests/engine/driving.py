@@ -36,7 +36,7 @@ def text_request(name: str, seed: int, procedure: str = "autoregressive", **opti
 
 
 def image_request(name: str, seed: int, procedure: str = "euler", steps: int = 5, guidance: float = 2.0) -> Submit:
-    work = ImageWork([3 + seed % 40, 5, 7], 8, 8)
+    work = ImageWork(f"{chr(35 + seed % 25)}12", 8, 8)
     return Submit(name, "image", procedure, {"steps": steps, "guidance": guidance}, seed, work, 0.0)
 
 

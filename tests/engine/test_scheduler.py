@@ -9,10 +9,10 @@ from service.engine.messages import ImageWork, ModelCard, Submit, TextWork
 from service.engine.request import TextRequest
 from service.engine.scheduler import Scheduler
 from service.workers.block_pool import BlockPool
-from service.workers.types import TokenRead
+from service.workers.types import Encoded, TokenRead
 
-TEXT = ModelCard("text", "text", "", [], False, [], "", 0, 300, 512)
-IMAGE = ModelCard("image", "image", "", [], True, [], "", 0, 300, 512)
+TEXT = ModelCard("text", "text", "", [], [], "", 0, 300, 512)
+IMAGE = ModelCard("image", "image", "", [], [], "", 0, 300, 512, guidance_input="jumps")
 
 
 def scheduler(rows: int = 8, tokens: int = 64, running: int = 16, blocks: int = 64) -> Scheduler:
@@ -25,9 +25,14 @@ def text(name: str, arrived: float = 0.0, prompt: int = 4, max_tokens: int = 8, 
     return TextRequest.begin(Submit(name, "text", "autoregressive", {}, 0, work, arrived, priority), work, TEXT, 16)
 
 
-def image(name: str, arrived: float = 0.0, procedure: str = "euler") -> ImageRequest:
-    work = ImageWork([3], 8, 8)
+def image(name: str, arrived: float = 0.0, procedure: str = "euler", size: int = 8) -> ImageRequest:
+    work = ImageWork("3", size, size)
     return ImageRequest.begin(Submit(name, "image", procedure, {"steps": 9}, 0, work, arrived), work, IMAGE)
+
+
+def encoded(request: ImageRequest) -> ImageRequest:
+    request.encoded = request.encoded or Encoded(())
+    return request
 
 
 def test_requests_start_in_order_while_their_memory_is_free() -> None:
@@ -112,15 +117,31 @@ def test_a_long_prefill_is_chunked_and_does_not_keep_decoding_from_its_tokens() 
 def test_a_batch_is_as_large_as_its_measured_cost_allows() -> None:
     s = scheduler(rows=32, running=32)
     for i in range(20):
-        s.add(image(f"i{i}", procedure="flow_map"))
+        s.add(encoded(image(f"i{i}", procedure="flow_map")))
     for size in (1, 4, 16):
-        s.lanes["image"].cost.observe(size, 0.02 + 0.03 * size)
+        s.lanes["image"].costs["refine", 8, 8].observe(size, 0.02 + 0.03 * size)
     assert s.next_batch(0.0).size == 6  # 0.02 + 0.03 n <= 0.2
 
 
 def test_a_guided_row_counts_as_two_evaluations() -> None:
-    assert image("a").evaluations == 2
-    assert image("b", procedure="flow_map").evaluations == 1
+    assert image("a").rows[0].evaluations == 2
+    assert image("b", procedure="flow_map").rows[0].evaluations == 1
+
+
+def test_texts_go_before_latents_and_each_stage_and_size_by_itself() -> None:
+    s = scheduler(rows=32, running=32)
+    for i in range(4):
+        s.add(encoded(image(f"small{i}")))
+    for i in range(2):
+        s.add(encoded(image(f"large{i}", size=16)))
+    s.add(image("new"))
+    seen = []
+    for _ in range(4):
+        batch = s.next_batch(0.0)
+        seen.append((batch.bucket, len(batch.items)))
+        encoded(next(item.request for item in batch.items))
+    # The text first, since others wait for it; then whoever was served longest ago.
+    assert seen == [(("encode", 0, 0), 1), (("refine", 8, 8), 5), (("refine", 16, 16), 2), (("refine", 8, 8), 5)]
 
 
 def test_cost_is_a_fixed_part_and_a_slope() -> None:

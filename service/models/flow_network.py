@@ -1,0 +1,74 @@
+"""The embedded flow transformer as the engine sees it: captions of known words, pixels instead of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from service.models.flow_serving import KernelFlow, flow_evaluator
+from service.models.flow_transformer import FlowTransformer
+from service.models.latent_network import Adapters, Condition, GuidanceInput, classifier_free
+from service.procedures.noise import NoiseProcess
+from service.procedures.sizes import SizeRule
+
+
+class FlowNetwork:
+    """A `LatentNetwork` over a FlowTransformer and its tokeniser. `full` pads every caption to the longest there can be."""
+
+    noise = NoiseProcess()
+    signature: tuple[str, ...] = ("velocity(x,t)", "flow_map(x,t,s)")
+    guidance_input: GuidanceInput = "jumps"
+    default_procedure: Mapping[str, Any] = {"name": "flow_map"}
+    adapters: tuple[str, ...] = ()
+    decodes = False
+
+    def __init__(self, network: FlowTransformer, tokenizer: Path, threads: int = 1, full: bool = False) -> None:
+        config = network.config
+        self.config = config
+        self.sizes = SizeRule.only(config.image_size, config.image_size)
+        self.parameters = sum(parameter.numel() for parameter in network.parameters())
+        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._device = next(network.parameters()).device
+        self._evaluator = flow_evaluator(network, threads, full)
+        self.run_by = "the CPU kernel" if isinstance(self._evaluator, KernelFlow) else "torch"
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        return self.config.channels, height, width
+
+    def tokens(self, width: int, height: int) -> int:
+        return width * height // self.config.patch_size**2
+
+    def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
+        """Token ids of each caption. Raises ValueError for one that is too long or holds a word outside the vocabulary."""
+        return [Condition({"ids": torch.tensor(self._ids(text), device=self._device)}) for text in texts]
+
+    def evaluate(
+        self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, conditions: Sequence[Condition], adapters: Sequence[Adapters]
+    ) -> Tensor:
+        return self._evaluator(x, t, s, guidance, [condition.tensors["ids"].tolist() for condition in conditions])
+
+    def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+        return classifier_free(conditional, unconditional, scale)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return ((latents.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+    def _ids(self, text: str) -> list[int]:
+        config = self.config
+        if not text:
+            return [config.null_token_id]
+        ids = self._tokenizer.encode(text).ids
+        if len(ids) > config.max_text_tokens:
+            raise ValueError(f"a caption has at most {config.max_text_tokens} tokens, not {len(ids)}")
+        beyond = next((token for token in ids if token >= config.vocab_size), None)
+        if beyond is not None:
+            raise ValueError(f"token {beyond} is outside the vocabulary of {config.vocab_size}")
+        return ids

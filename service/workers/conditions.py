@@ -1,0 +1,82 @@
+"""Texts, and pictures to start from, on their way into a latent network; what a text became is kept for those who ask again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.models.latent_network import Condition, LatentNetwork
+from service.workers.types import Encoded, EncodeMove, RowError
+
+KEPT_BYTES = 256 << 20
+
+
+Key = tuple[str, bool]
+"""A text, and whether it is what guidance leads away from."""
+
+
+class Conditions:
+    """Conditions of the texts that were asked for last, as many as fit into `kept` bytes."""
+
+    def __init__(self, network: LatentNetwork, device: torch.device, kept: int = KEPT_BYTES) -> None:
+        self._network, self._device, self._kept = network, device, kept
+        self._known: OrderedDict[Key, Condition] = OrderedDict()
+        self._bytes = 0
+
+    def encode(self, moves: Sequence[EncodeMove]) -> list[Encoded | RowError]:
+        """Texts that are new are encoded together, each once. A text that the network cannot take fails its own move."""
+        wanted = dict.fromkeys(key for move in moves for key in _keys(move))
+        found: dict[Key, Condition | RowError] = {key: self._known[key] for key in wanted if key in self._known}
+        for negative in (False, True):
+            found |= self._fresh([text for text, other in wanted if other is negative and (text, other) not in found], negative)
+        for key, condition in found.items():
+            if isinstance(condition, Condition):
+                self._keep(key, condition)
+        return [self._encoded(move, [found[key] for key in _keys(move)]) for move in moves]
+
+    def _fresh(self, texts: list[str], negative: bool) -> dict[Key, Condition | RowError]:
+        if not texts:
+            return {}
+        try:
+            return {(text, negative): one for text, one in zip(texts, self._network.encode(texts, negative), strict=True)}
+        except ValueError as error:
+            if len(texts) == 1:
+                return {(texts[0], negative): RowError(str(error), "negative_prompt" if negative else "prompt")}
+            return {key: one for text in texts for key, one in self._fresh([text], negative).items()}
+
+    def _encoded(self, move: EncodeMove, found: list[Condition | RowError]) -> Encoded | RowError:
+        conditions = [condition for condition in found if isinstance(condition, Condition)]
+        refused = next((condition for condition in found if isinstance(condition, RowError)), None)
+        if refused is not None:
+            return refused
+        if not move.image:
+            return Encoded(tuple(conditions))
+        given = self._network.embed(self._bytes_as(move.image, move, 3))[0]
+        mask = None
+        if move.mask:
+            drawn = (self._bytes_as(move.mask, move, 1) >= 128).permute(0, 3, 1, 2).float()
+            mask = F.interpolate(drawn, size=given.shape[-2:], mode="nearest")[0]
+        return Encoded(tuple(conditions), given, mask)
+
+    def _bytes_as(self, raw: bytes, move: EncodeMove, channels: int) -> Tensor:
+        pixels = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        return pixels.view(1, move.height, move.width, channels).to(self._device)
+
+    def _keep(self, key: Key, condition: Condition) -> None:
+        if key in self._known:
+            self._known.move_to_end(key)
+            return
+        self._known[key] = condition
+        self._bytes += condition.bytes
+        while self._bytes > self._kept and len(self._known) > 1:
+            _, forgotten = self._known.popitem(last=False)
+            self._bytes -= forgotten.bytes
+
+
+def _keys(move: EncodeMove) -> list[Key]:
+    """The prompt, and the text that guidance leads away from if there is one."""
+    return [(text, i > 0) for i, text in enumerate(move.texts)]

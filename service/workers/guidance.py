@@ -1,0 +1,34 @@
+"""Outputs with and without the text become one (classifier-free guidance, arXiv 2207.12598)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from service.models.latent_network import LatentNetwork
+from service.procedures.types import LatentRow
+
+
+def guided(network: LatentNetwork, rows: Sequence[LatentRow], out: Tensor) -> Tensor:
+    """f [R, C, H, W] of R rows from the network's outputs: one a row and behind them, for each paired row, one without text."""
+    paired = [i for i, row in enumerate(rows) if row.paired]
+    f = out[: len(rows)]
+    if not paired:
+        return f
+    f = f.clone()
+    conditional = f[paired]
+    scale = torch.tensor([rows[i].guidance for i in paired], device=out.device)
+    combined = network.guide(conditional, out[len(rows) :], scale)
+    shares = torch.tensor([rows[i].rescale for i in paired], device=out.device)
+    f[paired] = rescaled(combined, conditional, shares) if any(rows[i].rescale for i in paired) else combined
+    return f
+
+
+def rescaled(combined: Tensor, conditional: Tensor, share: Tensor) -> Tensor:
+    """`share` [R] of each row with the standard deviation of the conditional output, which guidance has enlarged, and the
+    rest as it is (arXiv 2305.08891, eq. 15 and 16). A row whose share is 0 keeps its bits."""
+    deviation = conditional.flatten(1).std(dim=1) / combined.flatten(1).std(dim=1)
+    factor = torch.where(share > 0.0, share * deviation + (1.0 - share), torch.ones_like(share))
+    return combined * factor.view(-1, 1, 1, 1)
