@@ -73,7 +73,11 @@ class FlowTimes(msgspec.Struct, frozen=True, kw_only=True, tag="flow"):
 
     def nodes(self, steps: int, schedule: Schedule | None, shift: float | None, tokens: int) -> list[Node]:
         """`steps` nodes, without the data."""
-        times = evenly(self.first, self.end, steps if self.end_included else steps + 1)[:steps]
+        if self.whole and self.end == 0.0:
+            # As the solvers that round down count: even in alpha, from the data. Where a time is whole, rounding decides.
+            times = [1.0 - alpha for alpha in reversed(evenly(1.0, 1.0 - self.first, steps + 1))][:steps]
+        else:
+            times = evenly(self.first, self.end, steps if self.end_included else steps + 1)[:steps]
         times = [shifted(t, self._shift(shift, tokens, steps)) for t in times]
         if self.terminal and times[-1] < 1.0:
             factor = (1.0 - times[-1]) / (1.0 - self.terminal)

@@ -21,6 +21,7 @@ from service.procedures.training_times import Betas, TrainingTimes
 
 Found = tuple[NoiseProcess, dict[str, Any]]
 
+_SHORT_OF_NOISE = 1.0 - 17 * 2.0**-24  # 1 - 1e-6 in single precision, where alpha is no longer 1e-6
 _FP16_SMALLEST = 2.0**-24  # what the field's solvers put in the place of alpha^2 = 0, by which they divide
 
 
@@ -188,7 +189,7 @@ def _unipc(keys: SchedulerKeys) -> Found:
         raise ValueError(f"{keys.name}: solver_order {order} is not supported: order 2 is what two history slots hold")
     solver = keys.one_of("solver_type", "bh2", ("bh1", "bh2", "midpoint", "heun", "logrho"))
     flow = FlowTimes(
-        end=1.0 / keys.count("num_train_timesteps", 1000), largest=1.0 - 1e-6, terminal=keys.maybe("shift_terminal")
+        end=1.0 / keys.count("num_train_timesteps", 1000), largest=_SHORT_OF_NOISE, terminal=keys.maybe("shift_terminal")
     )
     times = _solver_times(keys, flow)
     procedure: dict[str, Any] = {"name": "unipc"}

@@ -18,8 +18,10 @@ _LARGEST_TERMS = 300
 
 def evenly(high: float, low: float, count: int) -> list[float]:
     """`count` numbers from high to low, both included; high alone for one."""
-    last = count - 1
-    return [(high * (last - i) + low * i) / last if last else high for i in range(count)]
+    if count == 1:
+        return [high]
+    step = (low - high) / (count - 1)
+    return [*(high + i * step for i in range(count - 1)), low]
 
 
 def karras(high: float, low: float, count: int, rho: float = 7.0) -> list[float]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -50,14 +51,23 @@ class Betas(msgspec.Struct, frozen=True, kw_only=True):
 
 @lru_cache(maxsize=64)
 def products(betas: Betas) -> tuple[float, ...]:
-    """alpha^2 of every training timestep: the cumulative product of 1 - beta."""
-    bars = list(accumulate((1.0 - beta for beta in betas.values()), mul))
+    """alpha^2 of every training timestep: the cumulative product of 1 - beta, rounded to single precision where training
+    rounds it. That matters at the first timesteps, where sigma^2 = 1 - alpha^2 is small."""
+    kept = [_single(1.0 - _single(beta)) for beta in betas.values()]
+    bars = [_single(bar) for bar in accumulate(kept, mul)]
     if betas.zero_terminal_snr:
         roots = [math.sqrt(bar) for bar in bars]
         factor = roots[0] / (roots[0] - roots[-1])
-        bars = [((root - roots[-1]) * factor) ** 2 for root in roots]
+        bars = [_single(((root - roots[-1]) * factor) ** 2) for root in roots]
+        kept = [bars[0], *(_single(after / before) for before, after in pairwise(bars))]
+        bars = [_single(bar) for bar in accumulate((_single(1.0 - _single(1.0 - share)) for share in kept), mul)]
     bars[-1] = max(bars[-1], betas.last_product)
     return tuple(bars)
+
+
+def _single(number: float) -> float:
+    """The nearest number of float32."""
+    return float(struct.unpack("<f", struct.pack("<f", number))[0])
 
 
 @lru_cache(maxsize=64)
