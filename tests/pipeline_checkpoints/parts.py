@@ -58,7 +58,7 @@ def autoencoder(channels: int = 4, seed: int = 4, **settings: Any) -> Autoencode
         lambda: AutoencoderKL(
             block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
             layers_per_block=1, norm_num_groups=4, latent_channels=channels, use_quant_conv=False, use_post_quant_conv=False,
-            scaling_factor=1.5, shift_factor=0.06, **settings,
+            **{"scaling_factor": 1.5, "shift_factor": 0.06, **settings},
         ),
         seed,
     )  # fmt: skip

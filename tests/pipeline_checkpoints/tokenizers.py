@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer, Qwen2Tokenizer, T5Tokenizer
+from transformers import CLIPTokenizer, GemmaTokenizer, Qwen2Tokenizer, T5Tokenizer
 
 LETTERS = string.ascii_lowercase + string.digits + ".,-"
 CHAT = (
@@ -30,3 +30,13 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     tokenizer = Qwen2Tokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], chat_template=CHAT)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
+
+
+def gemma_tokenizer(text: str) -> GemmaTokenizer:
+    """Words of `text` are mostly one token each."""
+    words = {"▁" + word for word in text.split()}
+    pieces = {word[:end] for word in words for end in range(2, len(word) + 1)}
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "\n", *string.ascii_letters, *string.digits, *".,-'->():"]
+    vocabulary = dict.fromkeys([*letters, *sorted(pieces)])
+    merges = [(piece[:-1], piece[-1]) for piece in sorted(pieces, key=lambda piece: (len(piece), piece))]
+    return GemmaTokenizer(vocab={piece: i for i, piece in enumerate(vocabulary)}, merges=merges, add_bos_token=True)

@@ -16,6 +16,9 @@ from service.models.pipelines.index import Part
 from service.procedures.noise import NoiseProcess, from_scheduler_config
 from service.procedures.sizes import SizeRule
 
+SIGNED = {"v": "velocity"}
+"""What a prediction is called in a signature, where it is called otherwise."""
+
 
 @dataclass(frozen=True)
 class Components:
@@ -40,7 +43,8 @@ class Pipeline:
 
     parts: ClassVar[Mapping[str, Part]]
     denoiser: ClassVar[str] = "transformer"
-    signature: tuple[str, ...] = ("velocity(x,t)",)
+    exact: ClassVar[bool] = False
+    signature: tuple[str, ...]
     guidance_input: Literal["no", "jumps", "always"] = "no"
     decodes: bool = True
     run_by: str = "torch"
@@ -54,6 +58,7 @@ class Pipeline:
         self.dtype, self.device = components.dtype, components.device
         self.noise: NoiseProcess
         self.noise, self._procedure = from_scheduler_config(components.scheduler)
+        self.signature = (f"{SIGNED.get(self.noise.prediction, self.noise.prediction)}(x,t)",)
         self.transformer = components.parts[self.denoiser]
         self.vae = components.parts["vae"]
         self._lora = LoraAdapters(self.transformer, components.lora)
@@ -92,14 +97,14 @@ class Pipeline:
     ) -> Tensor:
         """The network's raw output for latents float32 [R, C, H, W]; t in the scheduler's units, 0 to 1000."""
         with self._lora.applied(adapters, self.lengths(conditions)):
-            return self.predict(x.to(self.dtype), t, guidance, conditions).float()
+            return self.predict(x if self.exact else x.to(self.dtype), t, guidance, conditions).float()
 
     def lengths(self, conditions: Sequence[Condition]) -> Mapping[str, Sequence[int]]:
         """By the name of a module of the network that gets rows of unlike lengths behind one another: those lengths."""
         return {}
 
     def predict(self, x: Tensor, t: Tensor, guidance: Tensor, conditions: Sequence[Condition]) -> Tensor:
-        """As `evaluate`, x and the output in the network's dtype."""
+        """As `evaluate`, x and the output in the network's dtype; where the family is `exact`, in float32."""
         raise NotImplementedError
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
