@@ -10,7 +10,8 @@ from collections import defaultdict
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service import __version__
-from service.engine.messages import Gauges, Tick, Usage
+from service.engine.messages import Usage
+from service.engine.reports import Gauges, Tick
 
 SECONDS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0,
@@ -35,7 +36,8 @@ class Metrics:
             "stride_inter_token_seconds", "Between committed tokens of a request", ["model"], buckets=SECONDS, registry=r
         )
         self.request = Histogram("stride_request_seconds", "Arrival to end", both, buckets=SECONDS, registry=r)
-        self.moves = Counter("stride_moves", "Rows of forwards; those of encode, decode too", ["model", "axis"], registry=r)
+        moves = "Rows of forwards; those of encode, decode and score too"
+        self.moves = Counter("stride_moves", moves, ["model", "axis"], registry=r)
         self.forward = Histogram("stride_forward_seconds", "One forward", ["model"], buckets=SECONDS, registry=r)
         self.batch_rows = Histogram("stride_batch_rows", "Rows in a forward", ["model"], buckets=SIZES, registry=r)
         self.batch_tokens = Histogram("stride_batch_tokens", "Tokens in a forward", ["model"], buckets=SIZES, registry=r)
@@ -64,7 +66,7 @@ class Metrics:
 
     def _observe_tick(self, tick: Tick) -> None:
         model = tick.model
-        for axis in ("expand", "refine", "encode", "decode"):
+        for axis in ("expand", "refine", "encode", "decode", "score"):
             self.moves.labels(model, axis).inc(getattr(tick, f"{axis}_moves"))
         self.forward.labels(model).observe(tick.forward_seconds)
         self.scheduler.labels(model).observe(tick.scheduler_seconds)
@@ -110,8 +112,8 @@ class Metrics:
             for _ in range(count):
                 self.inter_token.labels(model).observe(gap / count)
 
-    def ended(self, model: str, procedure: str, outcome: str, usage: Usage | None, picture: bool) -> None:
-        """A request's end: outcome is stop, length, completed, cancelled or error."""
+    def ended(self, model: str, procedure: str, outcome: str, usage: Usage | None, pictures: int) -> None:
+        """A request's end: outcome is stop, length, completed, cancelled or error. `pictures` came of it."""
         self.requests.labels(model, procedure, outcome).inc()
         if usage is None:
             return
@@ -119,8 +121,7 @@ class Metrics:
         self.request.labels(model, procedure).observe(usage.total_seconds)
         if usage.first_output_seconds is not None:
             self.first_output.labels(model, procedure).observe(usage.first_output_seconds)
-        if picture:
-            self.images.labels(model, procedure).inc()
+        self.images.labels(model, procedure).inc(pictures)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -23,6 +23,7 @@ class ToyNetwork:
     default_procedure: Mapping[str, Any] = {"name": "euler", "steps": 4, "guidance": 2.0}
     sizes = SizeRule((64, 64), multiple_of=8, smallest=16, largest=128, area=128 * 64)
     adapters: tuple[str, ...] = ("brighter",)
+    scorers: tuple[str, ...] = ()
     decodes = True
     run_by = "torch"
     parameters = 100

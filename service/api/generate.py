@@ -15,6 +15,7 @@ from service.api.preparing import beside_the_loop, check_n, image_parameters, im
 from service.api.running import Job, output_seeds, total, unless_gone
 from service.api.sampling_schemas import SamplingFields
 from service.api.schemas import GenerateBody, PictureFields
+from service.api.searching import start, with_score
 from service.api.service_state import Service, ServiceDep
 from service.api.text_output import TextOutput
 from service.engine.messages import Done, ImageWork, ModelCard, Preview, Revision, TextWork, Tokens
@@ -49,6 +50,7 @@ class Generation:
                 output |= {
                     "finish_reason": done.finish_reason, "image": picture, "width": done.width, "height": done.height,
                 }  # fmt: skip
+                output = with_score(output, done.score)
             outputs.append(output)
         return {
             "id": self.job.id,
@@ -118,7 +120,10 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
     if body.preview_every and isinstance(work, ImageWork):
         _check_previews(body, refinement_rows(card, procedure, parameters, (work.width, work.height)))
     job = Job(service, request, card, procedure, parameters)
-    job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
+    if isinstance(work, TextWork):
+        job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
+    else:
+        start(service, job, work, body, {"preview_every": body.preview_every})
     generation = Generation(service, job, body)
     if body.stream:
         return sse.stream(generation.events())

@@ -15,8 +15,9 @@ from service.api.edits import edit_body
 from service.api.errors import RESPONSES, ApiError
 from service.api.pictures import encoded
 from service.api.preparing import check_n, image_parameters, image_work
-from service.api.running import Job, output_seeds, total, unless_gone
+from service.api.running import Job, total, unless_gone
 from service.api.schemas import ImageBody
+from service.api.searching import start, with_score
 from service.api.service_state import Service, ServiceDep
 from service.engine.messages import Done, Preview, Usage
 from service.engine.validation import InvalidField, check_negative, procedure_parameters, refinement_rows
@@ -59,7 +60,7 @@ async def _answer(body: ImageBody, request: Request, service: Service, transpare
         rows = refinement_rows(card, procedure, parameters, (work.width, work.height))
         work = msgspec.structs.replace(work, preview_every=_preview_every(rows, body.partial_images))
     job = Job(service, request, card, procedure, parameters)
-    job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
+    start(service, job, work, body, {"partial_images": body.partial_images})
     if body.stream:
         return sse.stream(_events(job, body, f"{work.width}x{work.height}"))
     return JSONResponse(await unless_gone(request, job, _whole(job, body)))
@@ -80,7 +81,10 @@ async def _whole(job: Job, body: ImageBody) -> dict[str, Any]:
             done[item[0]] = item[1]
     if not all(event.rgb for event in done.values()):
         raise _cancelled()
-    data = [{"b64_json": await encoded(done[i], body.output_format), "seed": job.seeds[i]} for i in sorted(done)]
+    data = [
+        with_score({"b64_json": await encoded(done[i], body.output_format), "seed": job.seeds[i]}, done[i].score)
+        for i in sorted(done)
+    ]
     return {
         "created": int(time.time()),
         "data": data,
@@ -120,7 +124,8 @@ async def _events(job: Job, body: ImageBody, size: str) -> AsyncIterator[str]:
                     raise _cancelled()
                 kind = "image_generation.completed"
                 picture = await encoded(event, body.output_format)
-                yield sse.event({"type": kind, "b64_json": picture, "usage": _usage([event.usage]), **head}, kind)
+                answer = {"type": kind, "b64_json": picture, "usage": _usage([event.usage]), **head}
+                yield sse.event(with_score(answer, event.score), kind)
     except ApiError as error:
         yield sse.event({"type": "error", **error.body()}, "error")
     finally:

@@ -33,6 +33,7 @@ class Job:
         self._service = service
         self._arrived: float = request.state.arrived
         self._open: set[str] = set()
+        self._each = 1
         self._waiting = Waiting()
         self._tasks: list[asyncio.Task[None]] = []
         self._last_token: dict[int, float] = {}
@@ -40,9 +41,11 @@ class Job:
     def start(
         self, works: Sequence[TextWork | ImageWork], seeds: list[int], priority: int, deadline_ms: float | None
     ) -> None:  # fmt: skip
-        """Hand all outputs to the engine. Raises QueueFull or EngineUnavailable, and then none is there."""
+        """Hand all outputs to the engine. Raises QueueFull or EngineUnavailable, and then none is there. A work that searches has
+        several outputs, and is then the only one."""
         deadline = None if deadline_ms is None else self._arrived + deadline_ms / 1000
-        self.seeds = seeds
+        self._each = max(work.outputs if isinstance(work, ImageWork) else 1 for work in works)
+        self.seeds = seeds * self._each
         self.prompts = [work.prompt for work in works if isinstance(work, TextWork)]
         submits = [
             Submit(
@@ -63,7 +66,10 @@ class Job:
                 self._open.discard(stream.id)
                 if not self._open:
                     self._service.running.pop(self.id, None)
-            self._waiting.put(index, event)
+            for place, each in enumerate(event.each(self._each) if isinstance(event, Done) else [event], index):
+                if isinstance(each, Done) and each.seed is not None:
+                    self.seeds[place] = each.seed
+                self._waiting.put(place, each)
 
     def _count(self, index: int, event: Event) -> None:
         metrics, model = self._service.metrics, self.card.name
@@ -73,9 +79,9 @@ class Job:
             self._last_token[index] = now
             metrics.committed(model, len(event.token_ids), None if before is None else now - before)
         elif isinstance(event, Done):
-            metrics.ended(model, self.procedure, event.finish_reason, event.usage, bool(event.rgb))
+            metrics.ended(model, self.procedure, event.finish_reason, event.usage, len(event.found) or bool(event.rgb))
         elif isinstance(event, Failed):
-            metrics.ended(model, self.procedure, "error", None, False)
+            metrics.ended(model, self.procedure, "error", None, 0)
 
     async def events(self) -> AsyncIterator[tuple[int, Event] | None]:
         """Events of all outputs until each has had its Done; None when nothing came for 15 s.
@@ -83,7 +89,7 @@ class Job:
         Raises ApiError when an output failed, and ends the others.
         """
         ended = 0
-        while ended < len(self._tasks):
+        while ended < len(self.seeds):
             try:
                 index, event = await asyncio.wait_for(self._waiting.take(), KEEP_ALIVE_SECONDS)
             except TimeoutError:

@@ -119,6 +119,9 @@ class PictureFields(Part):
     image: StrictStr | None = Field(None, description="base64 or data URL of the picture to start from")
     mask: StrictStr | None = Field(None, description="the same, white where the picture is to change")
     lora: list[AdapterPart] = Field([], description="adapters, as /v1/models lists them")
+    search: dict[str, Any] | None = Field(
+        None, description="{method: best_of, candidates, scorer} or {method: particles, particles, scorer, temperature, ...}"
+    )
 
     def adapters(self) -> list[tuple[str, float]]:
         return [(part.name, float(part.scale)) for part in self.lora]

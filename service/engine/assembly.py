@@ -96,6 +96,7 @@ def _image_card(model: ImageHost) -> ModelCard:
         guidance_input=network.guidance_input,
         guidance_range=closed.guidance_range if closed else None,
         adapters=list(network.adapters),
+        scorers=list(model.worker.scorers),
         **common | {"default_procedure": defaults.pop("name")},
         procedure_defaults=defaults,
     )

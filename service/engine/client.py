@@ -21,7 +21,6 @@ from service.engine.messages import (
     Finish,
     FinishReason,
     FromEngine,
-    Gauges,
     ModelCard,
     Preview,
     ProcedureCard,
@@ -30,10 +29,10 @@ from service.engine.messages import (
     Scores,
     Shutdown,
     Submit,
-    Tick,
     ToEngine,
     Tokens,
 )
+from service.engine.reports import Gauges, Tick
 from service.procedures.registry import PROCEDURES
 from service.settings import Settings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -30,7 +30,7 @@ class ImageRequest(Request):
     latent: Latent | None = None
 
     @classmethod
-    def begin(cls, submit: Submit, work: ImageWork, card: ModelCard) -> ImageRequest:
+    def begin(cls, submit: Submit, work: ImageWork, card: ModelCard) -> Self:
         parameters = sampler_parameters(submit.procedure, submit.parameters)
         table = parameters.table(card.noise, card.tokens(work.width, work.height))
         return cls(submit, 1, work=work, rows=latent_rows(table, parameters, card))
@@ -62,6 +62,12 @@ class ImageRequest(Request):
             row, self.table.blocks[0], self.submit.seed, work.width, work.height, self.encoded, final or self.wants_preview(),
             final, tuple(work.adapters),
         )  # fmt: skip
+
+    def moves(self, rows: Sequence[Any]) -> list[LatentMove]:
+        return [self.move(rows)]
+
+    def fold_all(self, outcomes: Sequence[LatentOutcome], now: float) -> list[FromEngine]:
+        return self.fold(outcomes[0], now)
 
     def positions(self) -> int:
         """One slot for the latent."""

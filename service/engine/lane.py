@@ -24,10 +24,12 @@ from service.engine.moves import (
     Proposed,
     alone,
     asks,
+    count,
     draft,
     fit,
     guessing,
     needed,
+    parted,
     positions,
     size_of,
     waited_for_all,
@@ -154,7 +156,8 @@ class Lane:
         order = [request for request in order if request.bucket == bucket]
         affordable = self.costs[bucket].affordable(self.limits.seconds)
         room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
-        proposed = self._with_guesses([(request, request.propose()) for request in order], room)
+        moves = [(request, parted(request.propose(), min(room, self._short), self.limits.rows)) for request in order]
+        proposed = self._with_guesses(moves, room)
         items = self._filled(proposed, room)
         first = None if self.turn else waited_for_all(proposed, {item.request.id for item in items}, room)
         self.turn = first is not None
@@ -172,9 +175,10 @@ class Lane:
         reserve = room // 4 if long and first is None else 0
         items = [] if first is None else [first]
         for request, rows in short:
-            if len(items) == self.limits.rows:
+            free = self.limits.rows - sum(count(item.rows) for item in items)
+            if free < 1:
                 break
-            rows = guessing(rows, room - reserve - needed(rows))
+            rows = parted(guessing(rows, room - reserve - needed(rows)), room - reserve, free)
             size = size_of(rows)
             if size <= room - reserve or not items:
                 items.append(Item(request, rows, True, size))

@@ -17,17 +17,17 @@ from service.engine.messages import (
     Finish,
     FinishReason,
     FromEngine,
-    Gauges,
     ImageWork,
     ModelCard,
     Submit,
     TextWork,
-    Tick,
 )
 from service.engine.moves import Item
+from service.engine.reports import Gauges, Tick
 from service.engine.request import AnyRequest, TextRequest
 from service.engine.scheduler import Batch, Scheduler
-from service.procedures.types import Axis, DecodeRow, EncodeRow, PictureRow, TokenRow
+from service.engine.search_request import SearchRequest
+from service.procedures.types import Axis, DecodeRow, EncodeRow, PictureRow, ScoreRow, TokenRow
 from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenRead, TokenWorkerLike
 
 COMPILE_WAIT_SECONDS = 0.005
@@ -79,7 +79,7 @@ class Engine:
         pool = served.lane.pool
         if request.need > pool.blocks:
             text = f"the request needs {request.need} blocks of memory, {message.model} has {pool.blocks}"
-            return [Failed(message.id, 400, "too_large", text, "max_tokens")]
+            return [Failed(message.id, 400, "too_large", text, "search" if isinstance(request, SearchRequest) else "max_tokens")]
         if isinstance(request, TextRequest) and request.idle:
             return [request.end("length", self._clock())]
         if request.id in self.scheduler.requests:
@@ -105,14 +105,14 @@ class Engine:
         if failures:
             return [*events, *failures]  # what is left is chosen anew
         chosen = self._clock()
-        outcomes = self._run(self.models[batch.model].worker, moves)
+        outcomes = iter(self._run(self.models[batch.model].worker, [move for each in moves for move in each]))
         ran = self._clock()
         self.scheduler.ran(batch, ran - chosen)
         self._busy_seconds += ran - chosen
         texts = [item.request for item in batch.items if isinstance(item.request, TextRequest)]
         before = _counts(texts)
-        for item, outcome in zip(batch.items, outcomes, strict=True):
-            events += self._fold(item, outcome, ran)
+        for item, each in zip(batch.items, moves, strict=True):
+            events += self._fold(item, [next(outcomes) for _ in each], ran)
         counts = _Counts(*(now - then for now, then in zip(_counts(texts), before, strict=True)))
         # What guesses cost before the forward, as under a grammar, counts too.
         self.scheduler.learn(batch, counts.generated, ran - began)
@@ -127,13 +127,13 @@ class Engine:
             self._missed[submit.model] += 1
         return [deadline_failure(submit, now) for submit in late]
 
-    def _moves(self, batch: Batch) -> tuple[list[TokenMove | LatentMove], list[FromEngine]]:
-        """What the worker gets; a request that cannot say what it wants next fails, and no other."""
-        moves: list[TokenMove | LatentMove] = []
+    def _moves(self, batch: Batch) -> tuple[list[Sequence[TokenMove | LatentMove]], list[FromEngine]]:
+        """What the worker gets, for each item; a request that cannot say what it wants next fails, and no other."""
+        moves: list[Sequence[TokenMove | LatentMove]] = []
         failures: list[FromEngine] = []
         for item in batch.items:
             try:
-                moves.append(_move(item))
+                moves.append([_token_move(item)] if isinstance(item.request, TextRequest) else item.request.moves(item.rows))
             except GrammarError as error:
                 self.scheduler.remove(item.request.id)
                 self._grammar_gave_out(item.request)
@@ -173,21 +173,23 @@ class Engine:
             middle = len(moves) // 2
             return self._run(worker, moves[:middle]) + self._run(worker, moves[middle:])
 
-    def _fold(self, item: Item, outcome: Any, now: float) -> list[FromEngine]:
+    def _fold(self, item: Item, outcomes: Sequence[Any], now: float) -> list[FromEngine]:
         request = item.request
-        if isinstance(outcome, RowError):
+        error = next((outcome for outcome in outcomes if isinstance(outcome, RowError)), None)
+        if error is not None:
             self.scheduler.remove(request.id, failed=True)
-            if outcome.param is not None:
-                return [Failed(request.id, 400, "invalid_value", str(outcome), outcome.param)]
-            return [Failed(request.id, 500, "forward_failed", str(outcome))]
+            if error.param is not None:
+                return [Failed(request.id, 400, "invalid_value", str(error), error.param)]
+            return [Failed(request.id, 500, "forward_failed", str(error))]
         if isinstance(request, TextRequest):
             rows = [row for row in item.rows if isinstance(row, TokenRow)]
-            assert isinstance(outcome, TokenRead)
-            events = request.fold(rows, item.whole, outcome, now)
+            read = outcomes[0]
+            assert isinstance(read, TokenRead)
+            events = request.fold(rows, item.whole, read, now)
             if any(isinstance(event, Failed) for event in events):
                 self._grammar_gave_out(request)
         else:
-            events = request.fold(outcome, now)
+            events = request.fold_all(outcomes, now)
         self.scheduler.keep(request)
         if request.finished is not None:
             self.scheduler.remove(request.id)
@@ -212,21 +214,22 @@ def _begin(message: Submit, served: Served, grammar: Following | None = None) ->
     if isinstance(message.work, TextWork):
         return TextRequest.begin(message, message.work, served.card, served.lane.pool.block_size, grammar)
     assert isinstance(message.work, ImageWork)
+    if message.work.search is not None:
+        return SearchRequest.begin(message, message.work, served.card)
     return ImageRequest.begin(message, message.work, served.card)
 
 
-def _move(item: Item) -> TokenMove | LatentMove:
+def _token_move(item: Item) -> TokenMove:
     request = item.request
-    if isinstance(request, TextRequest):
-        rows = [row for row in item.rows if isinstance(row, TokenRow)]
-        first, *later = request.draws(rows)
-        drafting = request.ahead()
-        behind = request.state.tokens[rows[-1].stop : rows[-1].stop + 1]
-        return TokenMove(
-            tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter, behind[0] if behind else None,
-            request.deferred, request.width, request.carried if rows[-1].draw else None,
-        )  # fmt: skip
-    return request.move(item.rows)
+    assert isinstance(request, TextRequest)
+    rows = [row for row in item.rows if isinstance(row, TokenRow)]
+    first, *later = request.draws(rows)
+    drafting = request.ahead()
+    behind = request.state.tokens[rows[-1].stop : rows[-1].stop + 1]
+    return TokenMove(
+        tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter, behind[0] if behind else None,
+        request.deferred, request.width, request.carried if rows[-1].draw else None,
+    )  # fmt: skip
 
 
 class _Counts(NamedTuple):
@@ -247,7 +250,8 @@ def _axis(row: TokenRow | PictureRow) -> str:
     """What a row is counted as: its axis, or the stage of a picture that is on neither."""
     if isinstance(row, TokenRow):
         return row.axis
-    return "encode" if isinstance(row, EncodeRow) else "decode" if isinstance(row, DecodeRow) else Axis.REFINE
+    stages: dict[type, str] = {EncodeRow: "encode", DecodeRow: "decode", ScoreRow: "score"}
+    return stages.get(type(row), Axis.REFINE)
 
 
 def _report(batch: Batch, counts: _Counts, forward_seconds: float, scheduler_seconds: float) -> Tick:
@@ -260,6 +264,7 @@ def _report(batch: Batch, counts: _Counts, forward_seconds: float, scheduler_sec
         refine_moves=axes[Axis.REFINE],
         encode_moves=axes["encode"],
         decode_moves=axes["decode"],
+        score_moves=axes["score"],
         rows=len(rows),
         tokens=batch.size if tokens else 0,
         prompt_tokens=counts.prompt,

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from service.engine.reports import Gauges, Tick
 from service.procedures.noise import NoiseProcess
+from service.procedures.search import Search
 from service.procedures.sizes import SizeRule
 from service.procedures.types import GuidanceInput
 
@@ -56,7 +58,8 @@ class TextWork(msgspec.Struct, frozen=True, tag="text"):
 class ImageWork(msgspec.Struct, frozen=True, tag="image"):
     """A picture to be refined from noise or, where `image` is given, from that picture; with a `mask` only where it is not 0.
 
-    Sides are in pixels; `image` is RGB bytes row by row, `mask` one byte a pixel. `adapters` are names and scales.
+    Sides are in pixels; `image` is RGB bytes row by row, `mask` one byte a pixel. `adapters` are names and scales. A `search`
+    makes several, and the best of them are its `outputs`.
     """
 
     prompt: str
@@ -67,10 +70,12 @@ class ImageWork(msgspec.Struct, frozen=True, tag="image"):
     image: bytes = b""
     mask: bytes = b""
     adapters: list[tuple[str, float]] = []
+    search: Search | None = None
+    outputs: int = 1
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """One state to carry to its end. A client request with n outputs is n of these."""
+    """One state to carry to its end. A client request with n outputs is n of these, but for a search."""
 
     id: str
     model: str
@@ -142,6 +147,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     guidance_range: tuple[float, float] | None = None
     procedure_defaults: dict[str, Any] = {}
     adapters: list[str] = []
+    scorers: list[str] = []
     conditioned: bool = False
     sampling_defaults: dict[str, float] = {}
     canvas_defaults: dict[str, Any] = {}
@@ -153,7 +159,7 @@ class ModelCard(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=False):
-    """What a request cost; None where it does not apply. Seconds."""
+    """What a request cost; None where it does not apply. Seconds. `scored` pictures were judged by a search."""
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -163,6 +169,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=False):
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
     nfe: int | None = None
+    scored: int | None = None
     queue_seconds: float = 0.0
     first_output_seconds: float | None = None
     total_seconds: float = 0.0
@@ -222,8 +229,18 @@ class Preview(msgspec.Struct, frozen=True, tag="preview"):
     rgb: bytes
 
 
+class Found(msgspec.Struct, frozen=True):
+    """A picture that a search chose, RGB bytes row by row, with the seed that gives it again."""
+
+    seed: int
+    score: float
+    width: int
+    height: int
+    rgb: bytes
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """A request's only good end. `rgb` is the picture of an image request."""
+    """A request's only good end. `rgb` is the picture of an image request; those of a search are `found`, the best first."""
 
     id: str
     finish_reason: FinishReason
@@ -231,6 +248,23 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     width: int = 0
     height: int = 0
     rgb: bytes = b""
+    score: float | None = None
+    seed: int | None = None
+    found: list[Found] = []
+
+    def each(self, outputs: int) -> list[Done]:
+        """One end for each of the outputs; the first has what all of them cost."""
+        if outputs == 1 and not self.found:
+            return [self]
+        times = {name: getattr(self.usage, name) for name in Usage.__struct_fields__ if name.endswith("_seconds")}
+        again = Usage(**times)
+        usages = [self.usage] + [again] * (outputs - 1)
+        if not self.found:
+            return [Done(self.id, self.finish_reason, usage) for usage in usages]
+        return [
+            Done(self.id, self.finish_reason, usage, one.width, one.height, one.rgb, one.score, one.seed)
+            for usage, one in zip(usages, self.found, strict=True)
+        ]
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -241,40 +275,6 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     code: str
     message: str
     param: str | None = None
-
-
-class Tick(msgspec.Struct, frozen=True, tag="tick"):
-    """One forward, for the metrics: rows and tokens it held, seconds it and the scheduler took. `prompt_tokens` were
-    computed for the first time, `cached_tokens` of prompts found in the cache instead. `drafted_tokens` are guesses that were
-    verified, `accepted_tokens` those of them that were right."""
-
-    model: str
-    expand_moves: int
-    refine_moves: int
-    rows: int
-    tokens: int
-    prompt_tokens: int
-    cached_tokens: int
-    revised_tokens: int
-    refine_steps: int
-    forward_seconds: float
-    scheduler_seconds: float
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    encode_moves: int = 0
-    decode_moves: int = 0
-
-
-class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
-    """How things stand: per model (waiting, running), KV blocks per text model (used, cached, free), busy share."""
-
-    waiting: dict[str, int]
-    running: dict[str, int]
-    kv_blocks: dict[str, tuple[int, int, int]]
-    busy_ratio: float
-    deadlines_missed: dict[str, int]
-    preemptions: dict[str, int]
-    dropped_messages: int
 
 
 FromEngine = Ready | Tokens | Scores | Revision | Preview | Done | Failed | Tick | Gauges

@@ -61,6 +61,19 @@ def size_of(rows: Rows) -> int:
     return sum(len(row.tokens) if isinstance(row, TokenRow) else row.evaluations for row in rows)
 
 
+def count(rows: Rows) -> int:
+    """Moves that rows of one request are: those of a text make one."""
+    return 1 if isinstance(rows[0], TokenRow) else len(rows)
+
+
+def parted(rows: Rows, room: int, most: int) -> Rows:
+    """Of several latents' rows, as many from the first on as have room, at least one and at most so many."""
+    part = [row for row in rows[:most] if not isinstance(row, TokenRow)]
+    while len(part) > 1 and size_of(part) > room:
+        part.pop()
+    return part or rows
+
+
 def positions(item: Item) -> int:
     """Positions that a request's blocks must cover for a move, and for what is drafted behind it."""
     request, stop = item.request, max((row.stop for row in item.rows if isinstance(row, TokenRow)), default=0)

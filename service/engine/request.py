@@ -26,6 +26,7 @@ from service.engine.messages import (
     Tokens,
 )
 from service.engine.scoring import Scoring, logprobs
+from service.engine.search_request import SearchRequest
 from service.procedures.drafts import accepted, comb, deepest
 from service.procedures.registry import PROCEDURES
 from service.procedures.speculative import KEEPING, SpeculativeParameters
@@ -293,7 +294,7 @@ class TextRequest(Request):
         )  # fmt: skip
 
 
-AnyRequest = TextRequest | ImageRequest
+AnyRequest = TextRequest | ImageRequest | SearchRequest
 
 
 def _agreeing(computed: Sequence[int], committed: Sequence[int]) -> int:

@@ -54,7 +54,7 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
     try:
         parameters = msgspec.convert(raw, spec.parameters, strict=True)
     except msgspec.ValidationError as error:
-        raise _explained(error, raw, spec.parameters) from None
+        raise explained(error, raw, spec.parameters, "procedure") from None
     block_length = getattr(parameters, "block_length", None)
     if block_length is not None and card.block_lengths and block_length not in card.block_lengths:
         allowed = ", ".join(map(str, card.block_lengths))
@@ -142,16 +142,20 @@ def _takes_target(card: ModelCard, procedure: str, parameters: Mapping[str, Any]
     return sampler_parameters(procedure, parameters).table(card.noise, 1024).takes_target
 
 
-def _explained(error: msgspec.ValidationError, given: Mapping[str, Any], parameters: type[msgspec.Struct]) -> InvalidField:
-    """msgspec names the place as "... - at `$.steps`", an unknown field in the text, a struct's own check in its first word."""
+def explained(
+    error: msgspec.ValidationError, given: Mapping[str, Any], parameters: type[msgspec.Struct], place: str
+) -> InvalidField:
+    """The client's mistake in the object `place`. msgspec names the field as "... - at `$.steps`", an unknown or a missing one in
+    the text, and what a struct checks itself in its first word."""
     text = str(error)
-    place = re.search(r"at `\$\.?([^`]*)`", text)
+    where = re.search(r"at `\$\.?([^`]*)`", text)
     unknown = re.search(r"unknown field `([^`]+)`", text)
     own = re.match(r"`(\w+)`", text)
-    field = next((found.group(1) for found in (place, unknown, own) if found and found.group(1)), "")
+    missing = re.search(r"missing required field `([^`]+)`", text)
+    field = next((found.group(1) for found in (where, unknown, missing, own) if found and found.group(1)), "")
     problem = text.split(" - at ")[0]
     if field in given and not unknown:
         schema = msgspec.json.schema(parameters)["$defs"][parameters.__name__]
         allowed = schema["properties"][field].get("enum", [])
         problem += f" (given: {given[field]!r:.80}{'; allowed: ' + ', '.join(allowed) if allowed else ''})"
-    return InvalidField(f"procedure.{field}" if field else "procedure", f"{field}: {problem}" if field else problem)
+    return InvalidField(f"{place}.{field}" if field else place, f"{field}: {problem}" if field else problem)

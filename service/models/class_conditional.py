@@ -36,6 +36,7 @@ class ClassConditional:
     time 1 is data, as for SiT, is told 1 - t here, and its velocity has its sign turned."""
 
     adapters: tuple[str, ...] = ()
+    scorers: tuple[str, ...] = ()
     reuses = True
     run_by = "torch"
 

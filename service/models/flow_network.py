@@ -30,6 +30,7 @@ class FlowNetwork:
     def __init__(self, network: FlowTransformer, tokenizer: Path, threads: int = 1, full: bool = False) -> None:
         config = network.config
         self.config = config
+        self.scorers = config.scorers
         self.sizes = SizeRule.only(config.image_size, config.image_size)
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
         self._tokenizer = Tokenizer.from_file(str(tokenizer))

@@ -21,7 +21,8 @@ MODEL_TYPE = "stride_flow_transformer"
 
 @dataclass(frozen=True)
 class FlowTransformerConfig:
-    """Shape and constants of a FlowTransformer; `guidance_range` is what the guidance input was trained on."""
+    """Shape and constants of a FlowTransformer; `guidance_range` is what the guidance input was trained on. `scorers` judge its
+    pictures."""
 
     vocab_size: int
     image_size: int = 32
@@ -38,6 +39,7 @@ class FlowTransformerConfig:
     min_time: float = 0.05
     guidance_range: tuple[float, float] = (1.0, 4.0)
     signature: Mapping[str, Any] = field(default_factory=lambda: {"kind": "flow_map", "guidance_input": True})
+    scorers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -61,12 +63,12 @@ class FlowTransformerConfig:
         if "guidance_range" in settings:
             low, high = settings["guidance_range"]
             settings["guidance_range"] = (float(low), float(high))
-        return cls(**settings)
+        return cls(**settings | {"scorers": tuple(settings.get("scorers", ()))})
 
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`."""
         content = asdict(self)
-        return {"model_type": MODEL_TYPE, **content, "guidance_range": list(self.guidance_range)}
+        return {"model_type": MODEL_TYPE, **content, "guidance_range": list(self.guidance_range), "scorers": list(self.scorers)}
 
     @property
     def patches(self) -> int:

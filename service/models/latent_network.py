@@ -40,6 +40,7 @@ class LatentNetwork(Protocol):
     default_procedure: what a request runs that says nothing: {"name": "euler", "steps": 28, "guidance": 4.5}.
     sizes: of pictures.
     adapters: names of the LoRA adapters that a request may ask for.
+    scorers: names of those in `service.models.scorers` that judge this model's pictures, beside those that judge any.
     decodes: whether latents go through a network of their own to become pictures; where not, the latent is the picture.
     run_by: what computes it, for the log; parameters: how many there are.
     """
@@ -50,6 +51,7 @@ class LatentNetwork(Protocol):
     default_procedure: Mapping[str, Any]
     sizes: SizeRule
     adapters: tuple[str, ...]
+    scorers: tuple[str, ...]
     decodes: bool
     run_by: str
     parameters: int

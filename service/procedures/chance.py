@@ -14,6 +14,8 @@ class Purpose(IntEnum):
     NOISE = 1
     ROUTE = 2
     UNMASK = 3
+    RESAMPLE = 4
+    ORDER = 5
 
 
 def uniform(seed: int, position: int, draw: int, purpose: Purpose) -> float:

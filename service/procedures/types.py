@@ -147,10 +147,10 @@ class TokenRow:
 GuidanceInput = Literal["no", "jumps", "always"]
 """Where a network takes the scale of guidance as an argument: nowhere, in rows that are told where they go, or in all."""
 
-Stage = Literal["encode", "decode", "refine"]
-STAGES: tuple[Stage, ...] = ("encode", "decode", "refine")
-"""What the rows of a picture do, those first that others wait for: text becomes a condition, a latent a picture, or a latent is
-refined. Rows of different stages never share a forward."""
+Stage = Literal["encode", "decode", "score", "refine"]
+STAGES: tuple[Stage, ...] = ("encode", "decode", "score", "refine")
+"""What the rows of a picture do, those first that others wait for: text becomes a condition, a latent a picture, a picture gets
+its score, or a latent is refined. Rows of different stages never share a forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +168,13 @@ class EncodeRow:
 @dataclass(frozen=True, slots=True)
 class DecodeRow:
     """A latent becomes a picture: the last one, or what a preview shows."""
+
+    evaluations: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """A picture gets its score, among others of one request."""
 
     evaluations: int = 1
 
@@ -203,7 +210,7 @@ class LatentRow:
         return 2 if self.paired else 1
 
 
-PictureRow = EncodeRow | DecodeRow | LatentRow
+PictureRow = EncodeRow | DecodeRow | ScoreRow | LatentRow
 
 
 @dataclass(frozen=True, slots=True)

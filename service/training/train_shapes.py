@@ -101,6 +101,7 @@ class ShapesTrainer:
                 max_text_tokens=MAX_TEXT_TOKENS,
                 pad_token_id=SPECIAL_TOKENS.index(PAD),
                 null_token_id=SPECIAL_TOKENS.index(NULL),
+                scorers=("scene",),
             )
         )
         if options.start is not None:

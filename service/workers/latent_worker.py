@@ -12,10 +12,12 @@ from torch import Tensor
 from kernels.philox import normal
 from kernels.sampler_update import sampler_update
 from service.models.latent_network import LatentNetwork
+from service.models.scorers import ALWAYS
 from service.workers.block_pool import BlockPool
 from service.workers.conditions import Conditions
 from service.workers.guidance import guided
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE
+from service.workers.scores import checked, scored
 from service.workers.threads import Threads
 from service.workers.types import (
     DecodeMove,
@@ -26,6 +28,7 @@ from service.workers.types import (
     Picture,
     RefineMove,
     RowError,
+    ScoreMove,
 )
 
 
@@ -44,6 +47,7 @@ class LatentWorker:
         self.network = network
         self.device = device
         self.pool = pool
+        self.scorers = (*network.scorers, *ALWAYS)
         self.store = torch.empty(pool.blocks, 3, elements(network), device=device)
         self._conditions = Conditions(network, device)
 
@@ -57,7 +61,10 @@ class LatentWorker:
             return self._refine([move for move in moves if isinstance(move, RefineMove)])
         self._take_threads(len(moves), self.network.sizes.default)
         if isinstance(moves[0], EncodeMove):
-            return list(self._conditions.encode([move for move in moves if isinstance(move, EncodeMove)]))
+            texts = [move for move in moves if isinstance(move, EncodeMove)]
+            return list(checked(texts, self._conditions.encode(texts)))
+        if isinstance(moves[0], ScoreMove):
+            return list(scored([move for move in moves if isinstance(move, ScoreMove)]))
         latents = [move.latent.tensor for move in moves if isinstance(move, DecodeMove)]
         return list(self._pictures(torch.stack(latents)))
 
@@ -66,7 +73,9 @@ class LatentWorker:
         shape = self.network.latent_shape(moves[0].width, moves[0].height)
         size = math.prod(shape)
         slots = torch.tensor([move.slot for move in moves], device=self.device)
-        x, h1, h2 = self.store[slots, :, :size].unflatten(2, shape).unbind(1)
+        sources = torch.tensor([move.source.slot if move.source else move.slot for move in moves], device=self.device)
+        x, h1, h2 = self.store[sources, :, :size].unflatten(2, shape).unbind(1)
+        x = self._forked(moves, x, shape)
         first = [i for i, row in enumerate(rows) if row.start is not None]
         if first:
             x, h1, h2 = x.clone(), h1.clone(), h2.clone()
@@ -95,6 +104,19 @@ class LatentWorker:
         for i, (move, (alpha, _)) in enumerate(zip(moves, starts, strict=True)):
             if move.encoded.given is not None:
                 x[i] += alpha * move.encoded.given
+        return x
+
+    def _forked(self, moves: list[RefineMove], x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """States with noise of their own where they are copies."""
+        forks = [(i, move.seed, move.source) for i, move in enumerate(moves) if move.source is not None and move.source.scale]
+        if not forks:
+            return x
+        draws = [source.draw for _, _, source in forks]
+        own = self._noise([seed for _, seed, _ in forks], draws, STEP_NOISE, shape)
+        theirs = self._noise([source.seed for _, _, source in forks], draws, STEP_NOISE, shape)
+        scale = torch.tensor([source.scale for _, _, source in forks], device=self.device).view(-1, 1, 1, 1)
+        x = x.clone()
+        x[[i for i, _, _ in forks]] += scale * (own - theirs)
         return x
 
     def _kept(self, moves: list[RefineMove], x: Tensor, shape: tuple[int, ...]) -> Tensor:

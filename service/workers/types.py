@@ -88,6 +88,15 @@ class TokenMove:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """RGB bytes row by row."""
+
+    width: int
+    height: int
+    rgb: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """What texts became, the prompt first. `given` is the latent [C, H, W] of the picture
     that a request starts from, `mask` [1, H, W] is 1 where it is to change; None where there is none."""
@@ -106,13 +115,15 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class EncodeMove:
-    """Texts, and the picture to start from: RGB bytes of `width` by `height` pixels, with one byte a pixel of its mask."""
+    """Texts, and the picture to start from: RGB bytes of `width` by `height` pixels, with one byte a pixel of its mask. Pictures
+    of the first text will be judged by `scorer`, where there is one."""
 
     texts: tuple[str, ...]
     width: int
     height: int
     image: bytes = b""
     mask: bytes = b""
+    scorer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +132,31 @@ class DecodeMove:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreMove:
+    """A picture to be judged by a scorer of `service.models.scorers`."""
+
+    scorer: str
+    prompt: str
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Where a copy of a latent comes from: its `slot`, which stays as it is. The noise of the row before, `scale` times that of
+    (`seed`, `draw`), is not taken over: the copy has that of its own seed instead."""
+
+    slot: int
+    seed: int
+    draw: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class RefineMove:
     """One row of a request's sampler table. `slot` holds the latent; `shown` asks for what there is to be seen after the row:
     the state where it is the `final` row, and the estimate of the data before. The second of the conditions, where there is
-    one, is what guidance leads away from. `adapters` are names and scales."""
+    one, is what guidance leads away from. `adapters` are names and scales. Where there is a `source`, the row goes on from
+    another latent."""
 
     row: LatentRow
     slot: int
@@ -135,16 +167,15 @@ class RefineMove:
     shown: bool
     final: bool
     adapters: Adapters = ()
+    source: Fork | None = None
 
 
-LatentMove = EncodeMove | DecodeMove | RefineMove
+LatentMove = EncodeMove | DecodeMove | ScoreMove | RefineMove
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    width: int
-    height: int
-    rgb: bytes
+class Score:
+    value: float
 
 
 class RowError(Exception):
@@ -167,7 +198,7 @@ class TokenRead:
 
 
 TokenOutcome = TokenRead | RowError
-LatentOutcome = Encoded | Latent | Picture | None | RowError
+LatentOutcome = Encoded | Latent | Picture | Score | None | RowError
 
 
 class TokenWorkerLike(Protocol):

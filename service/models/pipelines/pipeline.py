@@ -47,6 +47,7 @@ class Pipeline:
     signature: tuple[str, ...]
     guidance_input: Literal["no", "jumps", "always"] = "no"
     decodes: bool = True
+    scorers: tuple[str, ...] = ()
     run_by: str = "torch"
     steps: int
     guidance: float
