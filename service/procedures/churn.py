@@ -22,7 +22,7 @@ def raised_nodes(noise: NoiseProcess, grid: Grid, churn: float, low: float, high
     if churn == 0.0:
         return []
     gamma = min(churn / grid.steps, math.sqrt(2.0) - 1.0)
-    nodes = [Node(*values) for values in zip(grid.alphas, grid.sigmas, grid.times, strict=True)][:-1]
+    nodes = [grid.node(i) for i in range(grid.steps)]
     return [
         noise.times.at(node.sigma / node.alpha * (1.0 + gamma))
         if node.alpha > 0.0 and low <= node.sigma / node.alpha <= high
@@ -33,14 +33,13 @@ def raised_nodes(noise: NoiseProcess, grid: Grid, churn: float, low: float, high
 
 def churned(grid: Grid, raised: Sequence[Node], step: int) -> Grid:
     """The grid of one step alone, begun at its raised node."""
-    nodes = [Node(*values) for values in zip(grid.alphas, grid.sigmas, grid.times, strict=True)][step : step + 2]
-    start = grid.start
+    here, there, start = grid.node(step), grid.node(step + 1), grid.start
     if raised:
         if step == 0:
-            start = _raised_start(start, nodes[0], raised[0])
-        nodes[0] = raised[step]
-    return replace(grid, alphas=(nodes[0].alpha, nodes[1].alpha), sigmas=(nodes[0].sigma, nodes[1].sigma),
-                   times=(nodes[0].time, nodes[1].time), start=start)  # fmt: skip
+            start = _raised_start(start, here, raised[0])
+        here = raised[step]
+    alphas, sigmas, times = zip(here, there, strict=True)
+    return replace(grid, alphas=alphas, sigmas=sigmas, times=times, start=start)
 
 
 def raise_noise(row: Row, raised: Sequence[Node], step: int, scale: float = 1.0) -> Row:

@@ -30,7 +30,8 @@ def flow_map(grid: Grid, landings: Sequence[Node] = ()) -> SamplerTable:
 
 def jumps(grid: Grid, landings: Sequence[Node] = ()) -> list[Row]:
     """The rows of `flow_map`."""
-    return [_jump(grid, i, landings[i] if landings else None) for i in range(grid.steps)]
+    straight = grid.prediction == "velocity" and grid.straight
+    return [_jump(grid, i, landings[i] if landings else None, straight) for i in range(grid.steps)]
 
 
 def landing_nodes(noise: NoiseProcess, grid: Grid, gamma: float) -> list[Node]:
@@ -55,11 +56,11 @@ def remaining_jumps(
     return flow_map(noise.onwards(alpha, sigma, count, shift=shift, tokens=tokens))
 
 
-def _jump(grid: Grid, i: int, landing: Node | None) -> Row:
+def _jump(grid: Grid, i: int, landing: Node | None, straight: bool) -> Row:
     row = grid.row(i)
-    if landing is None and grid.prediction == "velocity" and grid.straight:
+    if landing is None and straight:
         return replace(row, b=grid.sigmas[i + 1] - grid.sigmas[i])
-    end = landing or Node(grid.alphas[i + 1], grid.sigmas[i + 1], grid.times[i + 1])
+    end = landing or grid.node(i + 1)
     ratio = end.sigma / grid.sigmas[i]
     weight = end.alpha - grid.alphas[i] * ratio
     shrink = row.alpha / end.alpha

@@ -25,11 +25,12 @@ def heun(grid: Grid, raised: Sequence[Node] = (), noise_scale: float = 1.0) -> S
     Raises ValueError where a process that is no flow begins at pure noise (alpha = 0): sigma / alpha has no end there.
     """
     rows: list[Row] = []
+    straight = grid.straight
     for i in range(grid.steps):
         here = churned(grid, raised, i)
-        if not grid.straight and here.alphas[0] == 0.0:
+        if not straight and here.alphas[0] == 0.0:
             raise ValueError("heun integrates over sigma / alpha, which is infinite at pure noise; ddim and dpmpp_2m begin there")
-        scale = 1.0 if grid.straight else here.alphas[1] / here.alphas[0]
+        scale = 1.0 if straight else here.alphas[1] / here.alphas[0]
         h = _length(here)
         p, q = _slope(here, 0)
         step = [replace(here.row(0), a=scale + h * p, b=h * q, p=p, q=q)]

@@ -64,7 +64,7 @@ _ALL = (
     _image("ddpm", _INSTANTANEOUS, latent.DdpmParameters, "Ancestral sampling, for many steps."),
     _image("euler_ancestral", _INSTANTANEOUS, latent.EulerAncestralParameters, "Euler with fresh noise in every step."),
     _image("dpmpp_2m", _INSTANTANEOUS, latent.Dpmpp2mParameters, "Second order, one evaluation a step; `eta` 1 is the SDE."),
-    _image("unipc", _INSTANTANEOUS, latent.UnipcParameters, "Second order with a corrector, one evaluation a step."),
+    _image("unipc", _INSTANTANEOUS, latent.UnipcParameters, "Third order by a corrector, one evaluation a step."),
     _image("flow_map", _MAP, latent.FlowMapParameters, "Long jumps of a network that knows its target."),
     _image("restart", _MAP, latent.RestartParameters, "Jumps to data, and again from a noise level."),
     _image("consistency", _MAP | _CONSISTENT, latent.ConsistencyParameters, "Jump to data, add fresh noise, jump again."),

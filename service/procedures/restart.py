@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from service.procedures.churn import noised
 from service.procedures.flow_map import jumps
-from service.procedures.tables import Grid, Node, Row, SamplerTable
+from service.procedures.tables import Grid, Row, SamplerTable
 
 
 def restart(passes: Sequence[Grid]) -> SamplerTable:
@@ -19,6 +19,6 @@ def restart(passes: Sequence[Grid]) -> SamplerTable:
     for grid, following in zip(passes, [*passes[1:], None], strict=True):
         own = jumps(grid)
         if following is not None:
-            own[-1] = noised(own[-1], Node(following.alphas[0], following.sigmas[0], following.times[0]))
+            own[-1] = noised(own[-1], following.node(0))
         rows += own
     return SamplerTable.from_rows(rows, takes_target=True, start=passes[0].start)

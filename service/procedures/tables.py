@@ -165,6 +165,10 @@ class Grid:
         """Whether this is rectified flow: alpha + sigma = 1 at every node."""
         return all(abs(alpha + sigma - 1.0) < 1e-12 for alpha, sigma in zip(self.alphas, self.sigmas, strict=True))
 
+    def node(self, index: int) -> Node:
+        """The node of this index."""
+        return Node(self.alphas[index], self.sigmas[index], self.times[index])
+
     def row(self, node: int, after: int | None = None) -> Row:
         """A row that evaluates the network at this node and leaves a state of the node `after`, the next one by default: what
         is the same for every sampler. The coefficients of the update are those of standing still."""

@@ -1,14 +1,15 @@
-"""UniPC of order 2: a predictor and a corrector that uses the same evaluation; order 2, and nearly 3 in practice.
+"""UniPC: a predictor of order 2 and a corrector that uses the same evaluation, which raises the order to 3.
 
 Source: arXiv 2302.04867, algorithm 3 with B(h) = h ("bh1") or e^h - 1 ("bh2"), on the data prediction. One evaluation a step:
 the network's output at the predicted x~_i corrects it to x_i and predicts x~_{i+1}. Only x~ is a state of the table. The
 predictor that made x~_i is known, so the correction is a change of x~_i by differences of data estimates (h the step that led
 to i, r the place of the step before it, D_i = x0 at x~_i, all in lambda = log(alpha / sigma)):
 
-    x_i = x~_i + alpha_i B(-h) [ (k/2 - rho0) (D_{i-2} - D_{i-1}) / r  -  rho1 (D_i - D_{i-1}) ]
+    x_i = x~_i + alpha_i B(-h) [ (1/2 - rho0) (D_{i-2} - D_{i-1}) / r  -  rho1 (D_i - D_{i-1}) ]
 
-with k = 1 if that predictor was of order 2. Both fold into one row, over f, h1 = D_{i-1} and h2 = D_{i-2}. Not DPM-Solver++,
-which has the same predictor (for bh2) and no corrector.
+with 1 / r = 0 where that predictor was of order 1. Both fold into one row, over f, h1 = D_{i-1} and h2 = D_{i-2}. As of
+DPM-Solver++(2M), the order holds for small steps in lambda. Not DPM-Solver++ itself, which has the same predictor (for bh2) and
+no corrector.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ class _Step:
     b: float
     phi: float
     inverse_r: float
-    second_order: bool
     rho0: float
     rho1: float
 
@@ -49,10 +49,10 @@ def unipc(grid: Grid, order: int = 2, solver: Solver = "bh2") -> SamplerTable:
         # x_i = x~_i + on_d D_i + on_h1 D_{i-1} + on_h2 D_{i-2}
         on_d = on_h1 = on_h2 = 0.0
         if before is not None:
-            far = before.b * (0.5 * before.second_order - before.rho0) * before.inverse_r
+            far = before.b * (0.5 - before.rho0) * before.inverse_r
             on_d, on_h1, on_h2 = -before.b * before.rho1, before.b * before.rho1 - far, far
         # x~_{i+1} = scale x_i - phi D_i - b/2 (D_{i-1} - D_i) / r
-        slope = 0.5 * step.b * step.inverse_r if step.second_order else 0.0
+        slope = 0.5 * step.b * step.inverse_r
         on_d, on_h1, on_h2 = step.scale * on_d - step.phi + slope, step.scale * on_h1 - slope, step.scale * on_h2
         p, q = grid.data_from(i)
         rows.append(
@@ -76,4 +76,4 @@ def _step(grid: Grid, i: int, h: float, h_before: float, second: bool, solver: S
         # rho0 + rho1 = b1 and r rho0 + rho1 = b2, with 1 / r in the place of r, which may be infinite.
         rho0 = (b1 - b2) * inverse_r / (inverse_r - 1.0)
         rho1 = b1 - rho0
-    return _Step(scale, alpha_s * b, alpha_s * phi, inverse_r, second, rho0, rho1)
+    return _Step(scale, alpha_s * b, alpha_s * phi, inverse_r, rho0, rho1)
