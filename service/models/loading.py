@@ -26,11 +26,15 @@ from service.models.int8 import quantise
 from service.models.latent_network import LatentNetwork
 from service.models.memory import available_memory
 from service.models.model_spec import EMBEDDED, ModelSpec, readable
+from service.models.pipelines.folder import load_pipeline
+from service.models.pipelines.index import INDEX
 from service.models.safetensors_files import SafetensorsFolder
 
 __all__ = ["EMBEDDED", "ImageModel", "ModelError", "ModelSpec", "TextModel", "fast_dtype", "load_model"]
 
 FLOW = "stride_flow_transformer"
+TEXT_OPTIONS = ("max_model_len", "quantization", "kv_memory", "draft_model", "heads")
+PICTURE_OPTIONS = ("lora", "steps", "guidance")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
     try:
         if spec.hub_id is not None:
             spec = replace(spec, folder=fetch(spec.hub_id, spec.revision))
+        if (spec.folder / INDEX).is_file():
+            return _load_pipeline(spec, device)
         config = _read_json(spec, "config.json")
         _check_tokenizer(spec)
         kind = config.get("model_type")
@@ -84,8 +90,7 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
             return _load_image_model(spec, config, device)
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW])}")
-        if spec.lora:
-            raise ModelError("lora is for pipelines that make pictures, and this is a text model")
+        _refuse(spec, PICTURE_OPTIONS, "is for pipelines that make pictures, and this is a text model")
         model = _load_text_model(spec, config, device, kv_memory)
         if (spec.draft_model or spec.heads) and not model.network.config.says_next:
             option = "draft_model" if spec.draft_model else "heads"
@@ -176,12 +181,8 @@ def _vocabulary(spec: ModelSpec) -> dict[str, int]:
 
 
 def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.device) -> ImageModel:
-    texts = ("max_model_len", "quantization", "kv_memory", "draft_model", "heads")
-    without_effect = [key for key in texts if getattr(spec, key) is not None]
-    if without_effect:
-        raise ModelError(f"{without_effect[0]} is for text models, and this one makes pictures")
-    if spec.lora:
-        raise ModelError(f"lora is for pipelines in diffusers' folder format, and this is a {FLOW}")
+    _refuse(spec, TEXT_OPTIONS, "is for text models, and this one makes pictures")
+    _refuse(spec, PICTURE_OPTIONS, f"is for pipelines in diffusers' folder format, and this is a {FLOW}")
     try:
         network = FlowTransformer(FlowTransformerConfig.from_json(json))
     except (KeyError, TypeError, ValueError) as error:
@@ -190,6 +191,20 @@ def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.devic
     checkpoint = SafetensorsFolder(spec.folder)
     fill(spec.name, checkpoint, fitting(network, checkpoint, Family()), Family())
     return ImageModel(spec, network.eval(), _count(network))
+
+
+def _load_pipeline(spec: ModelSpec, device: torch.device) -> ImageModel:
+    _refuse(spec, TEXT_OPTIONS, "is for text models, and this one makes pictures")
+    network = load_pipeline(spec.name, spec.folder, spec.dtype or fast_dtype(device), device, dict(spec.lora))
+    network.steps = network.steps if spec.steps is None else spec.steps
+    network.guidance = network.guidance if spec.guidance is None else spec.guidance
+    return ImageModel(spec, network, network.parameters)
+
+
+def _refuse(spec: ModelSpec, options: tuple[str, ...], why: str) -> None:
+    given = [option for option in options if getattr(spec, option) not in (None, ())]
+    if given:
+        raise ModelError(f"{given[0]} {why}")
 
 
 def _check_room(network: nn.Module, dtype: torch.dtype, device: torch.device, kv_memory: int) -> None:

@@ -16,7 +16,7 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 OPTIONS = (
     "dtype", "device", "revision", "quantization", "max_model_len", "kv_memory", "tensor_parallel", "draft_model", "heads",
-    "lora",
+    "lora", "steps", "guidance",
 )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ class ModelSpec:
     """A name, where the model lies (a folder, or the id of a repository on the hub), and options; None: not given.
 
     `draft_model` is the folder of a smaller model that guesses this one's tokens, `heads` that of heads which do. `lora` are
-    adapters by name: safetensors files, or folders with one.
+    adapters by name: safetensors files, or folders with one. `steps` and `guidance` are for requests that say nothing.
     """
 
     name: str
@@ -40,6 +40,8 @@ class ModelSpec:
     draft_model: Path | None = None
     heads: Path | None = None
     lora: tuple[tuple[str, Path], ...] = ()
+    steps: int | None = None
+    guidance: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
@@ -84,10 +86,14 @@ def _values(options: dict[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in options.items():
         match key:
-            case "max_model_len":
+            case "max_model_len" | "steps":
                 if not value.isdecimal() or int(value) < 1:
-                    raise ValueError(f"max_model_len must be a positive integer, not {value!r}")
+                    raise ValueError(f"{key} must be a positive integer, not {value!r}")
                 values[key] = int(value)
+            case "guidance":
+                if not re.fullmatch(r"\d+(\.\d+)?", value):
+                    raise ValueError(f"guidance must be a number, 0 or more, not {value!r}")
+                values[key] = float(value)
             case "kv_memory":
                 values[key] = parse_bytes(key, value)
             case "dtype":
