@@ -29,8 +29,8 @@ class Generation:
 
     def __init__(self, service: Service, job: Job, body: GenerateBody) -> None:
         self.job = job
-        codec = service.codec(job.card.folder)
-        self.texts = [TextOutput(job, i, codec, body) for i in range(body.n)]
+        outputs = range(body.n if job.card.kind == "text" else 0)
+        self.texts = [TextOutput(job, i, service.codec(job.card.folder), body) for i in outputs]
         self._logprobs = body.logprobs is not None
         self.done: dict[int, Done] = {}
 

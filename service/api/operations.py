@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from service.api.errors import RESPONSES, ApiError
 from service.api.preparing import beside_the_loop
 from service.api.schemas import DetokenizeBody, TokenizeBody
-from service.api.service_state import ServiceDep
+from service.api.service_state import Service, ServiceDep
 from service.engine.messages import ModelCard
 from service.engine.validation import InvalidField
 
@@ -51,9 +51,17 @@ async def procedures(service: ServiceDep) -> dict[str, Any]:
     }
 
 
+def _of_tokens(service: Service, model: str) -> ModelCard:
+    """Raises ApiError 400 for a pipeline, whose several tokenisers are its own matter."""
+    card = service.card(model)
+    if not card.vocab_size:
+        raise ApiError(400, f"{model} takes texts as they are: it has no tokens to tell", "model", "wrong_kind")
+    return card
+
+
 @router.post("/v1/tokenize", tags=["Tokens"], responses=RESPONSES, summary="Text to token ids")
 async def tokenize(body: TokenizeBody, service: ServiceDep) -> Response:
-    card = service.card(body.model)
+    card = _of_tokens(service, body.model)
 
     def answer() -> bytes:
         tokens = service.codec(card.folder).encode(body.prompt)
@@ -64,7 +72,7 @@ async def tokenize(body: TokenizeBody, service: ServiceDep) -> Response:
 
 @router.post("/v1/detokenize", tags=["Tokens"], responses=RESPONSES, summary="Token ids to text")
 async def detokenize(body: DetokenizeBody, service: ServiceDep) -> dict[str, Any]:
-    card = service.card(body.model)
+    card = _of_tokens(service, body.model)
     beyond = next((token for token in body.tokens if token >= card.vocab_size), None)
     if beyond is not None:
         raise InvalidField("tokens", f"token {beyond} is outside the vocabulary of {card.name}")

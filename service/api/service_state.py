@@ -59,7 +59,7 @@ class Service:
 
     def take_models(self, cards: Sequence[ModelCard]) -> None:
         """They are loaded: so are their codecs now, beside the loop, before somebody waits for them."""
-        self._loading = [asyncio.create_task(asyncio.to_thread(_load_codec, card)) for card in cards]
+        self._loading = [asyncio.create_task(asyncio.to_thread(_load_codec, card)) for card in cards if card.vocab_size]
 
     def trials(self, card: ModelCard) -> Trials:
         """Where the model's grammars are tried."""

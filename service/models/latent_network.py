@@ -48,13 +48,15 @@ class LatentNetwork(Protocol):
     noise: NoiseProcess
     signature: tuple[str, ...]
     guidance_input: GuidanceInput
-    default_procedure: Mapping[str, Any]
     sizes: SizeRule
     adapters: tuple[str, ...]
     scorers: tuple[str, ...]
     decodes: bool
     run_by: str
     parameters: int
+
+    @property
+    def default_procedure(self) -> Mapping[str, Any]: ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         """(C, H, W) of the latent of a picture of so many pixels."""

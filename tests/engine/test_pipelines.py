@@ -57,9 +57,10 @@ def test_requests_of_every_kind_share_forwards_and_give_what_each_gives_alone(na
     ]
     outputs = finish_all(engine, submits)
     assert not outputs.failed
-    rows = sum(len(table_for(network, **parameters(one))) for one in asked)
-    forwards = sum(tick.rows > 0 for tick in outputs.ticks)
-    assert forwards < rows, "nobody shared a forward"
+    refining = [tick for tick in outputs.ticks if tick.refine_moves]
+    assert sum(tick.refine_moves for tick in refining) == sum(len(table_for(network, **parameters(one))) for one in asked)
+    assert max(tick.refine_moves for tick in refining) > 1
+    assert sum(tick.encode_moves for tick in outputs.ticks) == sum(tick.decode_moves for tick in outputs.ticks) == len(asked)
     for i, one in enumerate(asked):
         done = outputs.done[f"r{i}"]
         seen = np.frombuffer(done.rgb, np.uint8).reshape(one.size[1], one.size[0], 3).astype(int)

@@ -17,7 +17,7 @@ import httpx
 class Server:
     """`stride serve` with these arguments, ready to be asked; stopped by `stop`."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str, ready_seconds: float = 60.0) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -28,7 +28,7 @@ class Server:
         command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--threads", "1", *arguments]
         with log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        self.wait_ready()
+        self.wait_ready(ready_seconds)
 
     def wait_ready(self, seconds: float = 60.0) -> None:
         self.until(lambda: self._is_ready(), seconds)

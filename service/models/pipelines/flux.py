@@ -15,7 +15,8 @@ from service.models.pipelines.pipeline import Components, Pipeline, around, stac
 from service.models.pipelines.text import clip_pooled, t5_states
 
 WORDS = 512
-SIDE = 1024
+SIDE = 128
+"""Latent pixels along a side of the picture that nobody gave a size."""
 
 
 class Flux(Pipeline):
@@ -37,7 +38,7 @@ class Flux(Pipeline):
         self.guidance_input = "always" if self.takes_scale else "no"
         # schnell is distilled to four steps without guidance; of its config only this differs from dev's.
         self.steps, self.guidance = (28, 3.5) if self.takes_scale else (4, 1.0)
-        self.sizes = around(SIDE, 2 * self.pixels)
+        self.sizes = around(SIDE * self.pixels, 2 * self.pixels)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return self.transformer.config.in_channels // 4, height // self.pixels, width // self.pixels

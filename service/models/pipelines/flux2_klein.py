@@ -19,7 +19,8 @@ from service.procedures.noise import FlowTimes
 WORDS = 512
 LAYERS = (9, 18, 27)
 """Of the text encoder, whose states side by side are a word's."""
-SIDE = 1024
+SIDE = 128
+"""Latent pixels along a side of the picture that nobody gave a size."""
 
 
 class Flux2Klein(Pipeline):
@@ -44,7 +45,7 @@ class Flux2Klein(Pipeline):
             self.noise = replace(self.noise, times=replace(self.noise.times, resolution=resolution))
         distilled = bool(components.settings.get("is_distilled", False))
         self.steps, self.guidance = (4, 1.0) if distilled else (50, 4.0)
-        self.sizes = around(SIDE, 2 * self.pixels)
+        self.sizes = around(SIDE * self.pixels, 2 * self.pixels)
         norm = self.vae.bn
         self._mean = norm.running_mean.view(1, -1, 1, 1).float()
         self._deviation = torch.sqrt(norm.running_var.view(1, -1, 1, 1).float() + self.vae.config.batch_norm_eps)

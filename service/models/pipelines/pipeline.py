@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from service.models.latent_network import Adapters, Condition
+from service.models.latent_network import Adapters, Condition, GuidanceInput, classifier_free
 from service.models.lora import LoraAdapters
 from service.models.pipelines.index import Part
 from service.procedures.noise import NoiseProcess, from_scheduler_config
@@ -45,7 +45,7 @@ class Pipeline:
     denoiser: ClassVar[str] = "transformer"
     exact: ClassVar[bool] = False
     signature: tuple[str, ...]
-    guidance_input: Literal["no", "jumps", "always"] = "no"
+    guidance_input: GuidanceInput = "no"
     decodes: bool = True
     scorers: tuple[str, ...] = ()
     run_by: str = "torch"
@@ -109,8 +109,8 @@ class Pipeline:
         raise NotImplementedError
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
-        """Classifier-free guidance of outputs [R, C, H, W] by scales [R] (arXiv 2207.12598; 1 is none, as in diffusers)."""
-        return unconditional + scale[:, None, None, None] * (conditional - unconditional)
+        """Classifier-free guidance of outputs [R, C, H, W] by scales [R]."""
+        return classifier_free(conditional, unconditional, scale)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents float32 [R, C, H, W] as pictures uint8 [R, H, W, 3]."""

@@ -15,7 +15,8 @@ from service.models.pipelines.pipeline import Components, Pipeline, around, padd
 from service.models.pipelines.text import spared
 
 WORDS = 1024
-SIDE = 1024
+SIDE = 128
+"""Latent pixels along a side of the picture that nobody gave a size."""
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
     "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -43,7 +44,7 @@ class QwenImage(Pipeline):
             raise ValueError("variants that take a scale of guidance or a clean picture are not supported")
         self.time_evenly()
         self.steps, self.guidance = 50, 4.0
-        self.sizes = around(SIDE, 2 * self.pixels)
+        self.sizes = around(SIDE * self.pixels, 2 * self.pixels)
         config = self.vae.config
         self._mean = torch.tensor(config.latents_mean, device=self.device).view(1, -1, 1, 1)
         self._deviation = torch.tensor(config.latents_std, device=self.device).view(1, -1, 1, 1)

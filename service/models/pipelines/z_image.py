@@ -14,7 +14,8 @@ from service.models.pipelines.pipeline import Components, Pipeline, around
 from service.models.pipelines.text import chat_prompts, spared, token_ids
 
 WORDS = 512
-SIDE = 1024
+SIDE = 128
+"""Latent pixels along a side of the picture that nobody gave a size."""
 TURBO_SHIFT = 3.0
 BLOCK = 32
 """Texts and pictures are filled up to a multiple of so many tokens."""
@@ -42,7 +43,7 @@ class ZImage(Pipeline):
         turbo = components.scheduler.get("shift", 1.0) <= TURBO_SHIFT and not components.scheduler.get("use_dynamic_shifting")
         self.steps, self.guidance = (9, 1.0) if turbo else (50, 6.0)
         axes = self.transformer.config.axes_lens
-        self.sizes = around(SIDE, 2 * self.pixels, min(axes[1:]) * 2 * self.pixels)
+        self.sizes = around(SIDE * self.pixels, 2 * self.pixels, min(axes[1:]) * 2 * self.pixels)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return self.transformer.config.in_channels, height // self.pixels, width // self.pixels

@@ -167,4 +167,4 @@ def test_requests_that_say_nothing_get_what_the_pipeline_does(
 def test_sizes_are_those_that_the_network_can_place(network_of: Callable[[str], Pipeline]) -> None:
     sizes = network_of("stable_diffusion_3").sizes
     assert sizes.default == (32, 32) and sizes.allows(64, 64) and not sizes.allows(96, 48) and not sizes.allows(100, 16)
-    assert network_of("flux_dev").sizes.default == (1024, 1024)
+    assert network_of("flux_dev").sizes.default == (256, 256)  # 128 latent pixels a side
