@@ -89,11 +89,12 @@ class NoiseProcess(msgspec.Struct, frozen=True, kw_only=True):
 
     def onwards(self, alpha: float, sigma: float, steps: int, *, shift: float | None = None, tokens: int = 0) -> Grid:
         """The nodes of `steps` steps to the data from a state alpha x0 + sigma eps, whatever steps led there."""
-        if steps < 1 or not sigma > 0.0:
+        last = self.times.last()
+        if steps < 1 or not sigma * last.alpha > alpha * last.sigma:
             raise ValueError(f"a state that is not data and at least 1 step are needed, not sigma {sigma} and {steps} steps")
         node = self.times.at(sigma / alpha if alpha > 0.0 else math.inf)
         nodes = self.times.onwards(Node(alpha, sigma, node.time), steps, shift, tokens)
-        return self._on([*nodes, self.times.last()], (alpha, sigma))
+        return self._on([*nodes, last], (alpha, sigma))
 
     def _on(self, nodes: Sequence[Node], start: tuple[float, float]) -> Grid:
         data = self.times.sigma_data if isinstance(self.times, SigmaTimes) else 0.5

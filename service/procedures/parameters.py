@@ -231,12 +231,14 @@ class RestartParameters(JumpParameters, frozen=True, kw_only=True):
     """Jumps of a flow map to the data, then from a noise level again. Needs a model that takes the target time."""
 
     restarts: Annotated[int, Meta(ge=1, le=20, description="How often noise is added and the way to the data taken again.")] = 1
-    level: Annotated[float, Meta(gt=0.0, lt=1.0, description="Noise level, sigma / (alpha + sigma), to restart from.")] = 0.5
+    level: Annotated[float, Meta(ge=0.01, le=0.99, description="Noise level, sigma / (alpha + sigma), to restart from.")] = 0.5
     jumps: Jumps = 1
 
     def table(self, noise: NoiseProcess = PLAIN_FLOW, tokens: int = 0) -> SamplerTable:
         first = self.grid(noise, tokens)
-        node = noise.times.at(self.level / (1.0 - self.level))
+        node, last = noise.times.at(self.level / (1.0 - self.level)), noise.times.last()
+        if node.sigma * last.alpha <= node.alpha * last.sigma:
+            raise ValueError(f"`level` {self.level} is below the noise that this model's last step leaves")
         shift = noise.shift_of_jumps if self.shift is None else self.shift
         again = noise.onwards(node.alpha, node.sigma, self.jumps, shift=shift, tokens=tokens)
         return restart([first, *[again] * self.restarts])

@@ -45,7 +45,7 @@ def _flow(keys: SchedulerKeys) -> NoiseProcess:
     resolution = _resolution(keys) if keys.get("use_dynamic_shifting", False) else None
     times = FlowTimes(
         unit=float(total), schedule=keys.schedule(), shift=shift, resolution=resolution, terminal=keys.maybe("shift_terminal"),
-        end=shifted(1.0 / total, 1.0 if resolution else shift), end_included=True,
+        end=shifted(1.0 / total, 1.0 if resolution else shift), end_included=True, shift_of_jumps=None,
     )  # fmt: skip
     return NoiseProcess(times=times)
 
@@ -155,7 +155,7 @@ def _solver_times(keys: SchedulerKeys, flow: FlowTimes) -> FlowTimes | TrainingT
         dynamic = bool(keys.get("use_dynamic_shifting", False))
         return msgspec.structs.replace(
             flow, unit=float(keys.count("num_train_timesteps", 1000)), whole=True, shift=keys.number("flow_shift", 1.0),
-            resolution=_resolution(keys) if dynamic else None,
+            resolution=_resolution(keys) if dynamic else None, shift_of_jumps=None,
         )  # fmt: skip
     clipped = keys.get("lambda_min_clipped", None)
     lambda_min = None if clipped is None or float(clipped) == -math.inf else float(clipped)
@@ -250,7 +250,7 @@ def _final(keys: SchedulerKeys) -> Any:
 
 _READERS: dict[str, Callable[[SchedulerKeys], Found]] = {
     "FlowMatchEulerDiscreteScheduler": _flow_euler,
-    "FlowMatchHeunDiscreteScheduler": lambda keys: (_flow(keys), {"name": "heun"}),
+    "FlowMatchHeunDiscreteScheduler": lambda keys: (_flow(keys.only("num_train_timesteps", "shift")), {"name": "heun"}),
     "FlowMatchLCMScheduler": lambda keys: (_flow(keys), {"name": "consistency"}),
     "FlowMapEulerDiscreteScheduler": _flow_map,
     "DDIMScheduler": _ddim,

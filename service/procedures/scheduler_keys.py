@@ -26,6 +26,10 @@ class SchedulerKeys:
     def get(self, key: str, default: Any) -> Any:
         return self._config.get(key, default)
 
+    def only(self, *known: str) -> SchedulerKeys:
+        """The same without keys that the class does not have."""
+        return SchedulerKeys(self.name, {key: value for key, value in self._config.items() if key in known})
+
     def one_of(self, key: str, default: str, allowed: tuple[str, ...]) -> str:
         value = self.get(key, default)
         if value not in allowed:

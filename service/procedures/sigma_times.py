@@ -46,8 +46,8 @@ class SigmaTimes(msgspec.Struct, frozen=True, kw_only=True, tag="ve"):
 
     def given(self, timesteps: Sequence[float]) -> list[Node]:
         """Nodes of these sigma."""
-        if not all(sigma > 0.0 for sigma in timesteps):
-            raise ValueError(f"`timesteps` of this model are sigma, larger than 0, not {list(timesteps)}")
+        if not all(0.0 < sigma <= self.sigma_max for sigma in timesteps):
+            raise ValueError(f"`timesteps` of this model are sigma in (0, {self.sigma_max:g}], not {list(timesteps)}")
         return [self._node(sigma) for sigma in timesteps]
 
     def at(self, ratio: float) -> Node:
@@ -55,8 +55,12 @@ class SigmaTimes(msgspec.Struct, frozen=True, kw_only=True, tag="ve"):
         return self._node(min(ratio, self.sigma_max))
 
     def onwards(self, node: Node, steps: int, shift: float | None, tokens: int) -> list[Node]:
-        """`steps` nodes from this one on, which is the first, spaced as from sigma_max."""
-        return [node, *(self._node(sigma) for sigma in karras(node.sigma, self.sigma_min, steps, self.rho)[1:])]
+        """`steps` nodes from this one on, which is the first, spaced as from sigma_max; evenly below sigma_min."""
+        if node.sigma > self.sigma_min:
+            rest = karras(node.sigma, self.sigma_min, steps, self.rho)[1:]
+        else:
+            rest = evenly(node.sigma, 0.0, steps + 1)[1:-1]
+        return [node, *map(self._node, rest)]
 
     def last(self) -> Node:
         return Node(1.0, 0.0, 0.0) if self.final == "data" else self._node(self.sigma_min)

@@ -173,9 +173,10 @@ class TrainingTimes(msgspec.Struct, frozen=True, kw_only=True, tag="vp"):
                 stride = total // self.distilled
                 known = [stride * i - 1.0 for i in range(self.distilled, 0, -1)]
                 times = [known[i * len(known) // steps] for i in range(steps)]
-        # An offset may lead beyond the last timestep where there is a step for every one.
-        times = [min(t, total - 1.0) for t in times]
-        return [float(round(t)) for t in times] if self.whole else times
+        times = [float(round(t)) for t in times] if self.whole else times
+        if times[0] > total - 1.0 or any(before <= after for before, after in pairwise(times)):
+            raise ValueError(f"`steps` {steps} is more than the spacing of this model's {total} timesteps allows")
+        return times
 
     def _ratio(self, t: float) -> float:
         every, below = ratios(self.betas), int(t)

@@ -72,6 +72,13 @@ def test_the_same_plan_again_is_the_same_rows(times: FlowTimes) -> None:
     assert remaining_jumps(noise, *planned.start, 6).t == pytest.approx(planned.t)
 
 
+@pytest.mark.parametrize("sigma", [30.0, 0.001])
+def test_exploding_noise_is_planned_anew_down_to_the_data(sigma: float) -> None:
+    rest = remaining_jumps(NoiseProcess(times=SigmaTimes(), prediction="data"), 1.0, sigma, 3)
+    assert rest.start == (1.0, sigma) and rest.sigma[-1] == 0.0
+    assert list(rest.t) == sorted(rest.t, reverse=True) and rest.t[0] == sigma
+
+
 def test_nothing_is_left_to_plan_at_the_data() -> None:
     with pytest.raises(ValueError, match="not data"):
         remaining_jumps(NoiseProcess(), 1.0, 0.0, 2)

@@ -125,7 +125,7 @@ def test_flow_map(steps: int, shift: float) -> None:
 def test_consistency(steps: int, shift: float) -> None:
     scheduler = diffusers.FlowMatchLCMScheduler(shift=shift)
     scheduler.set_timesteps(steps)
-    _, table = table_of(scheduler, steps, shift=shift)
+    _, table = table_of(scheduler, steps)
     assert table.takes_target and set(table.s) == {0.0}
     assert_same_steps(scheduler, table)
 

@@ -63,7 +63,7 @@ def test_a_shift_is_for_flows(process: str) -> None:
         ("flow", [0.4, 0.4], "must fall"),
         ("vp", [1000.0, 3.0], "whole numbers from 999"),
         ("vp", [900.5, 3.0], "whole numbers from 999"),
-        ("ve", [3.0, -1.0], "larger than 0"),
+        ("ve", [3.0, -1.0], "sigma in \\(0, 80\\]"),
         ("trigflow", [2.0, 1.0], "angles"),
     ],
 )
