@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from service.api.schemas import GenerateBody
 from service.bench import add_arguments
 from service.models.families import FAMILIES
 from service.models.model_spec import OPTIONS
@@ -55,10 +56,10 @@ def test_the_table_of_pipelines_is_the_pipelines_that_are_served() -> None:
 
 def test_the_bodies_of_the_curl_examples_are_valid() -> None:
     bodies = [json.loads(body) for body in re.findall(r"-d '(\{.*?\})'", README, re.DOTALL)]
-    assert len(bodies) == 2
+    assert len(bodies) == 3
     for body in bodies:
-        name = body["procedure"].pop("name")
-        msgspec.convert(body["procedure"], PROCEDURES[name].parameters)
+        procedure = GenerateBody.model_validate(body).choice() or {"name": "flow_map"}
+        msgspec.convert(procedure, PROCEDURES[procedure.pop("name")].parameters)
 
 
 def test_the_python_example_compiles() -> None:

@@ -18,8 +18,9 @@ from service.api.schemas import GenerateBody, PictureFields
 from service.api.searching import start, with_score
 from service.api.service_state import Service, ServiceDep
 from service.api.text_output import TextOutput
-from service.engine.messages import Done, ImageWork, ModelCard, Preview, Revision, TextWork, Tokens
-from service.engine.validation import InvalidField, check_negative, check_next_token, procedure_parameters, refinement_rows
+from service.engine.choosing import decide
+from service.engine.messages import Choice, Done, ImageWork, ModelCard, Preview, Revision, TextWork, Tokens
+from service.engine.validation import InvalidField, check_next_token, procedure_parameters, refinement_rows
 
 router = APIRouter(tags=["Stride"], responses=RESPONSES)
 
@@ -50,12 +51,12 @@ class Generation:
                 output |= {
                     "finish_reason": done.finish_reason, "image": picture, "width": done.width, "height": done.height,
                 }  # fmt: skip
-                output = with_score(output, done.score)
+                output = with_score(output, done.score) | ({"procedure": done.ran} if done.ran else {})
             outputs.append(output)
         return {
             "id": self.job.id,
             "model": self.job.card.name,
-            "procedure": {"name": self.job.procedure, **self.job.parameters},
+            "procedure": self.done[0].ran or {"name": self.job.procedure, **self.job.parameters},
             "outputs": outputs,
             "usage": total([self.done[i].usage for i in sorted(self.done)], 0, sum(len(text.token_ids) for text in self.texts)),
         }
@@ -110,20 +111,22 @@ async def generate(body: GenerateBody, request: Request, service: ServiceDep) ->
     card = service.card(body.model)
     check_n(service, body.n)
     work = await _text(service, request, card, body) if card.kind == "text" else await _image(service, card, body)
-    choice = body.choice() if card.kind == "text" else image_parameters(body.choice(), card, body)
-    procedure, parameters = procedure_parameters(card, choice)
+    choices: list[Choice] = []
     if isinstance(work, TextWork):
+        procedure, parameters = procedure_parameters(card, body.choice())
         form = "structured_outputs" if body.structured_outputs is not None else "response_format"
         check_next_token(procedure, work, {"logprobs": "logprobs", "grammar": form})
-    if body.negative_prompt:
-        check_negative(card, procedure, parameters)
-    if body.preview_every and isinstance(work, ImageWork):
-        _check_previews(body, refinement_rows(card, procedure, parameters, (work.width, work.height)))
+    else:
+        hurried, negative = body.deadline_ms is not None and body.search is None, bool(body.negative_prompt)
+        decision = decide(card, image_parameters(body.choice(), body), body.quality, hurried, negative)
+        procedure, parameters, choices = decision.procedure, decision.parameters, decision.choices
+        if body.preview_every:
+            _check_previews(body, refinement_rows(card, procedure, parameters, (work.width, work.height)))
     job = Job(service, request, card, procedure, parameters)
     if isinstance(work, TextWork):
         job.start([work] * body.n, output_seeds(body.seed, 1, body.n), body.priority, body.deadline_ms)
     else:
-        start(service, job, work, body, {"preview_every": body.preview_every})
+        start(service, job, work, body, {"preview_every": body.preview_every}, choices)
     generation = Generation(service, job, body)
     if body.stream:
         return sse.stream(generation.events())

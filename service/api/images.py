@@ -19,8 +19,9 @@ from service.api.running import Job, total, unless_gone
 from service.api.schemas import ImageBody
 from service.api.searching import start, with_score
 from service.api.service_state import Service, ServiceDep
+from service.engine.choosing import decide
 from service.engine.messages import Done, Preview, Usage
-from service.engine.validation import InvalidField, check_negative, procedure_parameters, refinement_rows
+from service.engine.validation import InvalidField, refinement_rows
 
 router = APIRouter(tags=["OpenAI"], responses=RESPONSES)
 
@@ -44,23 +45,23 @@ async def _answer(body: ImageBody, request: Request, service: Service, transpare
     check_n(service, body.n)
     if body.partial_images and not body.stream:
         raise ApiError(400, "partial_images needs stream: true", "partial_images", "invalid_value")
-    choice = image_parameters(body.choice(), card, body, body.num_inference_steps, body.guidance_scale, body.strength)
+    choice = image_parameters(body.choice(), body, body.num_inference_steps, body.guidance_scale, body.strength)
     try:
-        procedure, parameters = procedure_parameters(card, choice)
+        hurried, negative = body.deadline_ms is not None and body.search is None, bool(body.negative_prompt)
+        decision = decide(card, choice, body.asked_quality(), hurried, negative)
     except InvalidField as error:
         name = error.param.removeprefix("procedure.")
         theirs = {"steps": "num_inference_steps", "guidance": "guidance_scale", "strength": "strength"}.get(name)
         if theirs is None or getattr(body, theirs) is None:
             raise
         raise InvalidField(theirs, f"{theirs}: {str(error).removeprefix(f'{name}: ')}") from None
-    if body.negative_prompt:
-        check_negative(card, procedure, parameters)
+    procedure, parameters = decision.procedure, decision.parameters
     work = await image_work(service, card, body.prompt, body, 0, transparent)
     if body.partial_images:
         rows = refinement_rows(card, procedure, parameters, (work.width, work.height))
         work = msgspec.structs.replace(work, preview_every=_preview_every(rows, body.partial_images))
     job = Job(service, request, card, procedure, parameters)
-    start(service, job, work, body, {"partial_images": body.partial_images})
+    start(service, job, work, body, {"partial_images": body.partial_images}, decision.choices)
     if body.stream:
         return sse.stream(_events(job, body, f"{work.width}x{work.height}"))
     return JSONResponse(await unless_gone(request, job, _whole(job, body)))
@@ -83,6 +84,7 @@ async def _whole(job: Job, body: ImageBody) -> dict[str, Any]:
         raise _cancelled()
     data = [
         with_score({"b64_json": await encoded(done[i], body.output_format), "seed": job.seeds[i]}, done[i].score)
+        | _ran(job, done[i], body)
         for i in sorted(done)
     ]
     return {
@@ -90,8 +92,16 @@ async def _whole(job: Job, body: ImageBody) -> dict[str, Any]:
         "data": data,
         "output_format": body.output_format,
         "size": f"{done[0].width}x{done[0].height}",
+        "quality": body.quality or "auto",
         "usage": _usage([done[i].usage for i in sorted(done)]),
     }
+
+
+def _ran(job: Job, done: Done, body: ImageBody) -> dict[str, Any]:
+    """The procedure that made a picture, where the service chose it."""
+    if not done.ran and body.asked_quality() is None:
+        return {}
+    return {"procedure": done.ran or {"name": job.procedure, **job.parameters}}
 
 
 def _cancelled() -> ApiError:
@@ -105,7 +115,7 @@ def _usage(usages: list[Usage]) -> dict[str, Any]:
 
 async def _events(job: Job, body: ImageBody, size: str) -> AsyncIterator[str]:
     sent: dict[int, int] = {}
-    common = {"output_format": body.output_format, "size": size, "quality": "auto", "background": "opaque"}
+    common = {"output_format": body.output_format, "size": size, "quality": body.quality or "auto", "background": "opaque"}
     try:
         async for item in job.events():
             if item is None:
@@ -124,7 +134,7 @@ async def _events(job: Job, body: ImageBody, size: str) -> AsyncIterator[str]:
                     raise _cancelled()
                 kind = "image_generation.completed"
                 picture = await encoded(event, body.output_format)
-                answer = {"type": kind, "b64_json": picture, "usage": _usage([event.usage]), **head}
+                answer = {"type": kind, "b64_json": picture, "usage": _usage([event.usage]), **head, **_ran(job, event, body)}
                 yield sse.event(with_score(answer, event.score), kind)
     except ApiError as error:
         yield sse.event({"type": "error", **error.body()}, "error")

@@ -45,10 +45,19 @@ async def procedures(service: ServiceDep) -> dict[str, Any]:
     return {
         "object": "list",
         "data": [
-            {**msgspec.to_builtins(p), "models": [card.name for card in cards if p.name in card.procedures]}
+            {
+                **msgspec.to_builtins(p),
+                "models": [card.name for card in cards if p.name in card.procedures],
+                "measured": [{"model": card.name, **row} for card in cards for row in _measured(card, p.name)],
+            }
             for p in service.client.procedures()
         ],
     }
+
+
+def _measured(card: ModelCard, procedure: str) -> list[dict[str, Any]]:
+    """What is known of this procedure's quality with this model, cheapest first."""
+    return [msgspec.to_builtins(row) for row in card.quality.runnable([procedure])] if card.quality is not None else []
 
 
 def _of_tokens(service: Service, model: str) -> ModelCard:

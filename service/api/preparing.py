@@ -149,12 +149,12 @@ PHOTO_STRENGTH = 0.8
 
 
 def image_parameters(
-    choice: dict[str, Any] | None, card: ModelCard, body: PictureFields, steps: int | None = None,
+    choice: dict[str, Any] | None, body: PictureFields, steps: int | None = None,
     guidance: float | None = None, strength: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The procedure with diffusers' names for its parameters folded in. Raises InvalidField when both disagree, or when the
     strength leaves nothing of a given picture, or nothing to do."""
-    out = {"name": card.default_procedure, **(choice or {})}
+    out = dict(choice or {})
     diffusers = ("num_inference_steps", "guidance_scale", "strength")
     for param, name, value in zip(diffusers, ("steps", "guidance", "strength"), (steps, guidance, strength), strict=True):
         if value is None:
@@ -163,7 +163,7 @@ def image_parameters(
             raise InvalidField(param, f"{param} {value} contradicts procedure.{name} {out[name]}")
         out[name] = value
     param = "strength" if strength is not None else "procedure.strength"
-    if body.image is None and "strength" in out:
+    if body.image is None and out.get("strength", 1.0) != 1.0:
         raise InvalidField(param, "strength says how far a given image may change, and there is no image")
     if body.image is not None and body.mask is None:
         out.setdefault("strength", PHOTO_STRENGTH)

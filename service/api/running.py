@@ -14,7 +14,7 @@ from service.api.errors import ApiError
 from service.api.service_state import Service
 from service.api.waiting import Waiting
 from service.engine.client import Event
-from service.engine.messages import Done, Failed, ImageWork, ModelCard, Submit, TextWork, Tokens, Usage
+from service.engine.messages import Choice, Done, Failed, ImageWork, ModelCard, Submit, TextWork, Tokens, Usage
 
 T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 15.0
@@ -39,10 +39,11 @@ class Job:
         self._last_token: dict[int, float] = {}
 
     def start(
-        self, works: Sequence[TextWork | ImageWork], seeds: list[int], priority: int, deadline_ms: float | None
+        self, works: Sequence[TextWork | ImageWork], seeds: list[int], priority: int, deadline_ms: float | None,
+        choices: Sequence[Choice] = (),
     ) -> None:  # fmt: skip
-        """Hand all outputs to the engine. Raises QueueFull or EngineUnavailable, and then none is there. A work that searches has
-        several outputs, and is then the only one."""
+        """Hand all outputs to the engine, with the `choices` that it has to meet the deadline. A work that searches has several
+        outputs, and is then the only one. Raises QueueFull or EngineUnavailable, and then none is there."""
         deadline = None if deadline_ms is None else self._arrived + deadline_ms / 1000
         self._each = max(work.outputs if isinstance(work, ImageWork) else 1 for work in works)
         self.seeds = seeds * self._each
@@ -50,7 +51,7 @@ class Job:
         submits = [
             Submit(
                 f"{self.id}/{i}", self.card.name, self.procedure, self.parameters, self.seeds[i], work, self._arrived, priority,
-                deadline,
+                deadline, list(choices) if deadline is not None else [],
             )
             for i, work in enumerate(works)
         ]

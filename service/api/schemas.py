@@ -8,11 +8,16 @@ from pydantic import Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
 
 from service.api.body import Body, Number, Part, TokenIds
 from service.api.sampling_schemas import SamplingFields
+from service.engine.choosing import QUALITIES, Quality
 
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Priority = Annotated[StrictInt, Field(ge=-(2**31), lt=2**31, description="lower runs first")]
 LikeliestCount = Annotated[StrictInt, Field(ge=0, le=20)]
 NO_EFFECT = "accepted; has no effect"
+OpenAIQuality = Literal["auto", "low", "medium", "high", "standard", "hd"]
+OPENAI_QUALITIES: dict[str, Quality | None] = {
+    "auto": None, "low": "draft", "medium": "balanced", "standard": "balanced", "high": "best", "hd": "best",
+}  # fmt: skip
 
 
 def _kind_of_prompt(raw: Any) -> str | None:
@@ -118,6 +123,7 @@ class PictureFields(Part):
     negative_prompt: StrictStr | None = None
     image: StrictStr | None = Field(None, description="base64 or data URL of the picture to start from")
     mask: StrictStr | None = Field(None, description="the same, white where the picture is to change")
+    quality: Quality | None = Field(None, description="chooses procedure and steps, instead of them")
     lora: list[AdapterPart] = Field([], description="adapters, as /v1/models lists them")
     search: dict[str, Any] | None = Field(
         None, description="{method: best_of, candidates, scorer} or {method: particles, particles, scorer, temperature, ...}"
@@ -135,7 +141,14 @@ class ImageBody(Served, PictureFields):
     num_inference_steps: StrictInt | None = None
     guidance_scale: Number | None = None
     strength: Number | None = Field(None, description="how far the given picture may change, 0 to 1")
-    quality: Literal["auto"] | None = None
+    quality: Quality | OpenAIQuality | None = Field(  # type: ignore[assignment]
+        None, description="chooses procedure and steps, instead of them; auto is as if it were not given"
+    )
+
+    def asked_quality(self) -> Quality | None:
+        """OpenAI's words for it, those of all its models, as ours."""
+        word = self.quality
+        return word if word in QUALITIES else OPENAI_QUALITIES.get(word or "auto")
 
 
 class GenerateBody(Served, SamplingFields, PictureFields):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,13 +11,17 @@ from service.api.preparing import check_n
 from service.api.running import Job, output_seeds
 from service.api.schemas import GenerateBody, ImageBody
 from service.api.service_state import Service
-from service.engine.messages import ImageWork
+from service.engine.messages import Choice, ImageWork
 from service.engine.search_validation import checked_search
 from service.engine.validation import InvalidField
 
 
-def start(service: Service, job: Job, work: ImageWork, body: GenerateBody | ImageBody, previews: Mapping[str, int]) -> None:
-    """Hand the engine a request for every output, or one that searches for all of them.
+def start(
+    service: Service, job: Job, work: ImageWork, body: GenerateBody | ImageBody, previews: Mapping[str, int],
+    choices: Sequence[Choice],
+) -> None:  # fmt: skip
+    """Hand the engine a request for every output, with the `choices` that it has for its deadline, or one that searches for all
+    of them.
 
     Raises InvalidField for a search that cannot be run, and for `previews` (fields, and how many they ask for) of one: it has no
     picture to show before it has chosen.
@@ -30,7 +34,7 @@ def start(service: Service, job: Job, work: ImageWork, body: GenerateBody | Imag
         if shown is not None:
             raise InvalidField(shown, f"{shown} has nothing to show: of the pictures of a search none is chosen before the end")
         works, seeds = [msgspec.structs.replace(work, search=search, outputs=body.n)], seeds[:1]
-    job.start(works, seeds, body.priority, body.deadline_ms)
+    job.start(works, seeds, body.priority, body.deadline_ms, choices)
 
 
 def with_score(output: dict[str, Any], score: float | None) -> dict[str, Any]:

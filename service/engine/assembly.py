@@ -99,6 +99,7 @@ def _image_card(model: ImageHost) -> ModelCard:
         scorers=list(model.worker.scorers),
         **common | {"default_procedure": defaults.pop("name")},
         procedure_defaults=defaults,
+        quality=model.quality,
     )
     try:
         procedure_parameters(card, None)

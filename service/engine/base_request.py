@@ -46,6 +46,10 @@ class Request:
         """Of the next move. Token rows all go together."""
         return TEXTS
 
+    def late(self, now: float) -> bool:
+        """Whether it ends after the deadline that it was to be finished by; of others a deadline only limits the wait."""
+        return bool(self.submit.choices) and self.submit.deadline is not None and now > self.submit.deadline
+
     def done(self, reason: FinishReason, now: float, picture: Picture | None = None, **counts: int | float | None) -> Done:
         arrived = self.submit.arrived
         usage = Usage(

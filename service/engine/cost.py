@@ -26,6 +26,16 @@ class ForwardCost:
         fixed, slope = line
         return max(1, int(max(seconds - fixed, fixed) / slope + 1e-9))
 
+    def seconds(self, size: float) -> float | None:
+        """What a forward of this size is expected to take; None before any has run. While those that ran were of one size
+        alone, a larger one is taken to be dearer in proportion, and a smaller one no cheaper."""
+        if self._weight == 0.0:
+            return None
+        line = self.line()
+        if line is not None:
+            return line[0] + line[1] * size
+        return self._s / self._weight * max(1.0, size * self._weight / self._n)
+
     def line(self) -> tuple[float, float] | None:
         """(fixed, slope), neither below 0; None while forwards of one size alone have run."""
         if self._weight == 0.0:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import msgspec
 
 from service.engine.base_request import Bucket, Request
-from service.engine.latent_rows import latent_rows, sampler_parameters
+from service.engine.course import Course
+from service.engine.latent_rows import latent_rows, sampler_parameters, takes_guidance
 from service.engine.messages import Done, FinishReason, FromEngine, ImageWork, ModelCard, Preview, Submit
 from service.procedures.types import DecodeRow, EncodeRow, LatentRow, PictureRow
+from service.procedures.underway import Underway
 from service.workers.types import DecodeMove, Encoded, EncodeMove, Latent, LatentMove, LatentOutcome, Picture, RefineMove
 
 
@@ -23,6 +25,8 @@ class ImageRequest(Request):
     """
 
     work: ImageWork = msgspec.UNSET  # type: ignore[assignment]
+    card: ModelCard = msgspec.UNSET  # type: ignore[assignment]
+    course: Course = msgspec.UNSET  # type: ignore[assignment]
     rows: list[LatentRow] = field(default_factory=list)
     at: int = 0
     nfe: int = 0
@@ -31,9 +35,49 @@ class ImageRequest(Request):
 
     @classmethod
     def begin(cls, submit: Submit, work: ImageWork, card: ModelCard) -> Self:
-        parameters = sampler_parameters(submit.procedure, submit.parameters)
-        table = parameters.table(card.noise, card.tokens(work.width, work.height))
-        return cls(submit, 1, work=work, rows=latent_rows(table, parameters, card))
+        request = cls(submit, 1, work=work, card=card)
+        request.take(submit.procedure, submit.parameters)
+        return request
+
+    def take(self, procedure: str, parameters: dict[str, Any]) -> None:
+        """Run this procedure; only before the first row has run. Raises ValueError for parameters that have no table."""
+        assert self.at == 0
+        typed = sampler_parameters(procedure, parameters)
+        self.rows = latent_rows(typed.table(self.card.noise, self._tokens), typed, self.card)
+        self.course = Course(procedure, typed, len(self.rows))
+
+    def hasten(self, rows: int) -> None:
+        """Go on, when some rows have run, in at most so many: by jumps or, where the network knows none, by the same sampler's
+        steps from here, of which one at least is made."""
+        assert 0 < self.at < len(self.rows) and rows > 0
+        rest = self.course.shortened(self.card, self._jumps, rows)
+        table = rest[1].table(Underway.of(self.card.noise, *self.rows[self.at - 1].after), self._tokens)
+        left = latent_rows(table, rest[1], self.card)
+        self.rows[self.at :] = [replace(row, index=i, draw=i, start=None) for i, row in enumerate(left, self.at)]
+        self.course.turn(rest, self.at)
+
+    @property
+    def _jumps(self) -> bool:
+        """Whether the rest of the way may be jumps: the network must know them, and what guidance leads away from must not be
+        lost by them."""
+        own = takes_guidance(self.card, self.rows[self.at].takes_target)
+        lost = bool(self.work.negative) and takes_guidance(self.card, True) and not own
+        return "flow_map(x,t,s)" in self.card.signature and not lost
+
+    @property
+    def evaluations_left(self) -> int:
+        return sum(row.evaluations for row in self.rows[self.at :])
+
+    @property
+    def evaluations_a_row(self) -> int:
+        """Of what `hasten` leaves."""
+        target = self._jumps or self.rows[self.at].takes_target
+        paired = self.course.parameters.guidance != 1.0 and not takes_guidance(self.card, target)
+        return 2 if paired else 1
+
+    @property
+    def _tokens(self) -> int:
+        return self.card.tokens(self.work.width, self.work.height)
 
     @property
     def bucket(self) -> Bucket:
@@ -44,7 +88,7 @@ class ImageRequest(Request):
 
     def propose(self) -> list[PictureRow]:
         if self.encoded is None:
-            paired = any(row.paired for row in self.rows)
+            paired = any(row.paired for row in self.rows) or (bool(self.submit.choices) and self.card.guidance_input != "always")
             return [EncodeRow((self.work.prompt, self.work.negative) if paired else (self.work.prompt,), bool(self.work.image))]
         return [DecodeRow() if self.latent is not None else self.rows[self.at]]
 
@@ -104,4 +148,7 @@ class ImageRequest(Request):
         return [Preview(self.id, self.at, len(self.rows), level, picture.width, picture.height, picture.rgb)]
 
     def end(self, reason: FinishReason, now: float, picture: Picture | None = None) -> Done:
-        return self.done(reason, now, picture, forwards=self.forwards, nfe=self.nfe)
+        choices = self.submit.choices
+        planned = choices[0].nfe if choices else None
+        done = self.done(reason, now, picture, forwards=self.forwards, nfe=self.nfe, planned_nfe=planned)
+        return msgspec.structs.replace(done, ran=self.course.described(len(self.rows))) if choices else done

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from service.engine.base_request import TEXTS, Bucket
 from service.engine.cost import ForwardCost
 from service.engine.drafting import Situation, Trial, allot
+from service.engine.elastic import choose, crowd_of, join, shorten
 from service.engine.moves import (
     Item,
     Proposed,
@@ -76,13 +77,24 @@ class Lane:
         """Behind all that rank before it."""
         insort(self.waiting, request, key=_rank)
 
-    def admit(self, now: float, tick: int) -> None:
-        """Waiting requests start in the order of rank, while there is memory for what they have committed and a little more."""
+    def admit(self, now: float, tick: int, models: int = 1) -> None:
+        """Waiting requests start in the order of rank, while there is memory for what they have committed and a little more.
+        Those that leave it to the service what they run are told now; so many `models` have work on the device."""
+        if not self.waiting:
+            return
+        crowd = crowd_of(self.running, self.limits.rows, models)
         while self.waiting and len(self.running) < self.limits.running and self._fits(self.waiting[0]):
             request = self.waiting.pop(0)
             if request.started is None:
                 request.started, request.last_tick = now, tick
+                choose(request, crowd, self.costs, now)
             insort(self.running, request, key=_rank)
+            join(crowd, request)
+
+    def hurry(self, now: float, models: int) -> None:
+        """What runs and would be late does less from here on."""
+        if any(request.submit.choices for request in self.running):
+            shorten(self.running, crowd_of(self.running, self.limits.rows, models), self.costs, now)
 
     def select(self) -> list[Item]:
         """Moves for one forward, with the memory that they need; there are some whenever anything runs."""

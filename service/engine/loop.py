@@ -193,6 +193,7 @@ class Engine:
         self.scheduler.keep(request)
         if request.finished is not None:
             self.scheduler.remove(request.id)
+            self._missed[request.submit.model] += request.late(now)
         return events
 
     def _grammar_gave_out(self, request: AnyRequest) -> None:

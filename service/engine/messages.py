@@ -11,6 +11,7 @@ import msgspec
 
 from service.engine.reports import Gauges, Tick
 from service.procedures.noise import NoiseProcess
+from service.procedures.quality import QualityTable
 from service.procedures.search import Search
 from service.procedures.sizes import SizeRule
 from service.procedures.types import GuidanceInput
@@ -74,8 +75,18 @@ class ImageWork(msgspec.Struct, frozen=True, tag="image"):
     outputs: int = 1
 
 
+class Choice(msgspec.Struct, frozen=True):
+    """A way to run a request for a picture: a procedure with all its parameters, which is `rows` moves and `nfe` evaluations."""
+
+    procedure: str
+    parameters: dict[str, Any]
+    rows: int
+    nfe: int
+
+
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """One state to carry to its end. A client request with n outputs is n of these, but for a search."""
+    """One state to carry to its end. A client request with n outputs is n of these, but for a search. `choices`, where there are
+    any, are what its deadline may leave it, best first; that is the procedure that it names."""
 
     id: str
     model: str
@@ -86,6 +97,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     arrived: float
     priority: int = 0
     deadline: float | None = None
+    choices: list[Choice] = []
 
 
 class Finish(msgspec.Struct, frozen=True, tag="finish"):
@@ -124,6 +136,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     Of models for pictures, `vocab_size` is 0 where texts are not checked before the engine has them; `noise` is what training
     did to data, `guidance_range` what scales of it are known as an input, `pixels_per_token` the side of what the network
     sees as one token; `procedure_defaults` are parameters for requests that name no procedure, or the default one.
+    `quality` is what was measured of its procedures, None where nothing was.
     """
 
     name: str
@@ -146,6 +159,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     guidance_input: GuidanceInput = "no"
     guidance_range: tuple[float, float] | None = None
     procedure_defaults: dict[str, Any] = {}
+    quality: QualityTable | None = None
     adapters: list[str] = []
     scorers: list[str] = []
     conditioned: bool = False
@@ -159,7 +173,8 @@ class ModelCard(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=False):
-    """What a request cost; None where it does not apply. Seconds. `scored` pictures were judged by a search."""
+    """What a request cost; None where it does not apply. Seconds. `planned_nfe` are the evaluations that it would have got
+    without a deadline, `scored` the pictures that a search judged."""
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -169,6 +184,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=False):
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
     nfe: int | None = None
+    planned_nfe: int | None = None
     scored: int | None = None
     queue_seconds: float = 0.0
     first_output_seconds: float | None = None
@@ -240,7 +256,8 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """A request's only good end. `rgb` is the picture of an image request; those of a search are `found`, the best first."""
+    """A request's only good end. `rgb` is the picture of an image request, `ran` what its deadline left it, where that was chosen
+    by the engine; the pictures of a search are `found`, the best first."""
 
     id: str
     finish_reason: FinishReason
@@ -251,6 +268,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     score: float | None = None
     seed: int | None = None
     found: list[Found] = []
+    ran: dict[str, Any] = {}
 
     def each(self, outputs: int) -> list[Done]:
         """One end for each of the outputs; the first has what all of them cost."""

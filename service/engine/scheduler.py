@@ -69,13 +69,15 @@ class Scheduler:
 
     def next_batch(self, now: float) -> Batch | None:
         """The next forward, or None when there is no work."""
+        models = sum(1 for lane in self.lanes.values() if lane.running or lane.waiting)
         for lane in self.lanes.values():
-            lane.admit(now, self._tick)
+            lane.admit(now, self._tick, models)
         ready = [(lane.device_seconds, name) for name, lane in self.lanes.items() if lane.running]
         if not ready:
             return None
         name = min(ready)[1]
         lane = self.lanes[name]
+        lane.hurry(now, models)
         cached = lane.cached_tokens
         items = lane.select()
         self._tick += 1

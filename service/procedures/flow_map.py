@@ -44,18 +44,6 @@ def landing_nodes(noise: NoiseProcess, grid: Grid, gamma: float) -> list[Node]:
     return [noise.times.at(ratio) if ratio > 0.0 else Node(1.0, 0.0, grid.times[-1]) for ratio in ratios]
 
 
-def remaining_jumps(
-    noise: NoiseProcess, alpha: float, sigma: float, count: int, *, shift: float | None = None, tokens: int = 0
-) -> SamplerTable:
-    """A flow map planned anew in mid-flight: the rows of `count` jumps to the data from a state alpha x0 + sigma eps, which is
-    what `SamplerTable.alpha` and `sigma` say after the last row that ran. Its first row is evaluated there.
-
-    shift: of the times that are left; the process's own for jumps where None. Raises ValueError for a state that is data.
-    """
-    shift = noise.shift_of_jumps if shift is None else shift
-    return flow_map(noise.onwards(alpha, sigma, count, shift=shift, tokens=tokens))
-
-
 def _jump(grid: Grid, i: int, landing: Node | None, straight: bool) -> Row:
     row = grid.row(i)
     if landing is None and straight:

@@ -18,6 +18,8 @@ from service.models.heads import FeatureModule
 from service.models.latent_network import LatentNetwork
 from service.models.loading import EMBEDDED, ImageModel, ModelError, ModelSpec, TextModel, load_model
 from service.models.model_spec import readable
+from service.models.quality import read_quality
+from service.procedures.quality import QualityTable
 from service.workers.block_pool import BlockPool
 from service.workers.latent_worker import LatentWorker
 from service.workers.paged_cache import PagedCache
@@ -64,6 +66,7 @@ class ImageHost:
     network: LatentNetwork
     pool: BlockPool
     worker: LatentWorker
+    quality: QualityTable | None = None
 
 
 def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
@@ -109,7 +112,7 @@ def _host_pictures(model: ImageModel, hosting: Hosting, device: torch.device, th
         spec.name, spec.folder, model.parameters, network.run_by, network.sizes.describe(), hosting.latents,
         readable(worker.store.nbytes),
     )  # fmt: skip
-    return ImageHost(spec.name, spec.folder, model.parameters, network, slots, worker)
+    return ImageHost(spec.name, spec.folder, model.parameters, network, slots, worker, read_quality(spec.folder))
 
 
 def _caches(model: TextModel) -> list[tuple[DecoderConfig, torch.dtype]]:

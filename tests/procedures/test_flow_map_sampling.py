@@ -6,12 +6,17 @@ from itertools import pairwise
 
 import pytest
 
-from service.procedures.flow_map import remaining_jumps
 from service.procedures.noise import FlowTimes, NoiseProcess, SigmaTimes
 from service.procedures.parameters import ConsistencyParameters, FlowMapParameters, RestartParameters
+from service.procedures.tables import SamplerTable
+from service.procedures.underway import Underway
 from tests.procedures.test_samplers_order import DEVIATION, MEAN, START, average_velocity, exact_map, flow_levels, moments, run
 
 COLUMNS = ("t", "s", "a", "b", "d", "alpha", "sigma", "level")
+
+
+def remaining_jumps(noise: NoiseProcess, alpha: float, sigma: float, count: int) -> SamplerTable:
+    return FlowMapParameters(steps=count).table(Underway.of(noise, alpha, sigma))
 
 
 def test_gamma_0_is_a_chain_of_jumps_and_gamma_1_is_consistency_sampling() -> None:
