@@ -138,7 +138,8 @@ class TrainingTimes(msgspec.Struct, frozen=True, kw_only=True, tag="vp"):
         """`steps` nodes from this one on, which is the first, even in the angle atan(sigma / alpha)."""
         if shift is not None:
             raise ValueError("`shift` moves the times of a flow; this model was trained on timesteps of a diffusion")
-        angles = evenly(math.atan2(node.sigma, node.alpha), 0.0, steps + 1)[1:-1]
+        last = self.last()
+        angles = evenly(math.atan2(node.sigma, node.alpha), math.atan2(last.sigma, last.alpha), steps + 1)[1:-1]
         return [node, *(self.at(math.tan(angle)) for angle in angles)]
 
     def last(self) -> Node:
