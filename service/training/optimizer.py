@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from service.training.muon import Muon
+from service.training.precision import training_dtype
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -42,11 +45,7 @@ def split_parameters(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn
 
 
 class SplitOptimizer:
-    """torch.optim.Muon and torch.optim.AdamW stepped together under one schedule.
-
-    Muon's rate is scaled to the update size of AdamW (`match_rms_adamw`, arXiv 2502.16982), so both rates are in the
-    units of AdamW.
-    """
+    """Muon and torch.optim.AdamW stepped together under one schedule; both rates are in the units of AdamW."""
 
     def __init__(
         self,
@@ -63,13 +62,7 @@ class SplitOptimizer:
         self.matrices, self.rest = split_parameters(module.named_parameters())
         self._parts: list[tuple[torch.optim.Optimizer, float]] = []
         if self.matrices:
-            muon = torch.optim.Muon(
-                self.matrices,
-                lr=matrix_rate,
-                momentum=0.95,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+            muon = Muon(self.matrices, matrix_rate, weight_decay, training_dtype())
             self._parts.append((muon, matrix_rate))
         if self.rest:
             adamw = torch.optim.AdamW(self.rest, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0)
