@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from service.training.checkpointing import StopSignal, load_training_state, save_training_state, state_to_resume
-from service.training.ema import WeightAverage
+from service.training.checkpointing import load_training_state, save_training_state
 from service.training.evaluate_heads import HeadScore, score_heads
 from service.training.heads_folder import KINDS, new_heads, write_heads
 from service.training.heads_objective import head_losses
+from service.training.learner import Learner
 from service.training.optimizer import Schedule, SplitOptimizer
-from service.training.progress import TrainingProgress
+from service.training.precision import training_precision
 from service.training.text_data import TextCorpus, even_windows, random_windows, step_generator, windows_of_rows
 from service.training.text_model_folder import read_text_model
 from service.training.text_sampling import sample_causal
+from service.training.training_loop import run_training
 
 SAMPLE_PROMPT = 64
 SAMPLE_BATCH = 128
@@ -71,7 +73,7 @@ class HeadTrainingOptions:
 
 
 class HeadTrainer:
-    """The frozen decoder, the heads, their average and the optimiser of one run; `step` is the number of steps taken."""
+    """The frozen decoder, and the heads that learn."""
 
     def __init__(self, options: HeadTrainingOptions) -> None:
         self.options = options
@@ -81,16 +83,20 @@ class HeadTrainer:
         self.corpus = TextCorpus.from_file(options.text, tokenizer)
         self.heads = new_heads(options.kind, self.target.config, options.depths)
         self.heads.initialise(self.target, torch.Generator().manual_seed(options.seed))
-        self.average = WeightAverage(self.heads, options.ema_decay)
-        self.optimizer = SplitOptimizer(
+        optimizer = SplitOptimizer(
             self.heads, Schedule(options.steps, options.warmup_steps, options.decay_fraction),
             matrix_rate=options.matrix_rate, other_rate=options.other_rate,
         )  # fmt: skip
-        self.step = 0
-        self.state_path = options.out / "training" / "state.pt"
+        state_path = options.out / "training" / "state.pt"
+        self.learner = Learner(self.heads, optimizer, options.ema_decay, state_path, options.identity())
+        self.average = self.learner.average
         self.samples = self._read_samples()
         if options.resume:
-            self._load()
+            self.learner.resume()
+
+    @property
+    def step(self) -> int:
+        return self.learner.step
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step on fresh windows, half of them from the model's own texts."""
@@ -99,19 +105,16 @@ class HeadTrainer:
         own = options.rows // 2
         windows = random_windows(self.corpus.training, options.rows - own, options.length - 1, generator)
         tokens = torch.cat((windows, windows_of_rows(self.samples, own, options.length - 1, generator)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with training_precision():
             losses = head_losses(self.heads, self.target, tokens, options.depths)
-        losses.loss.backward()
-        self.optimizer.step(self.step)
-        self.step += 1
-        self.average.update(self.heads)
+        self.learner.learn(losses.loss)
         return {"loss": losses.loss.item(), "first": losses.agreement[0], "last": losses.agreement[-1]}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The averaged weights on fixed windows of the last tenth."""
         tokens = even_windows(self.corpus.validation, VALIDATION_ROWS, self._validation_length() - 1)
-        with self.average.applied_to(self.heads), torch.autocast("cpu", torch.bfloat16):
+        with self.average.applied_to(self.heads), training_precision():
             losses = head_losses(self.heads, self.target, tokens, self.options.depths)
         depths = {f"agreement_{depth}": value for depth, value in enumerate(losses.agreement, 1)}
         return {"validation_loss": losses.loss.item(), **depths}
@@ -127,35 +130,20 @@ class HeadTrainer:
                 for temperature in temperatures
             ]  # fmt: skip
 
-    def write(self) -> None:
+    def save(self) -> None:
+        self.learner.save()
+
+    def write(self, scores: Mapping[str, float] | None) -> None:
+        """The averaged heads as a folder, whatever the scores."""
         json_ = json.loads((self.options.model / "config.json").read_text())
         write_heads(self.options.out, self.heads, self.average.weights, json_)
-
-    def save(self) -> None:
-        save_training_state(
-            self.state_path,
-            {
-                "identity": self.options.identity(),
-                "step": self.step,
-                "weights": self.heads.state_dict(),
-                "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-        )
-
-    def _load(self) -> None:
-        state = state_to_resume(self.state_path, self.options.identity())
-        self.heads.load_state_dict(state["weights"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
 
     def _validation_length(self) -> int:
         return min(self.options.length, len(self.corpus.validation) - 1)
 
     def _read_samples(self) -> Tensor:
         """Texts of the decoder, int64 [samples, prompt + length], written once and kept beside the state."""
-        path = self.state_path.with_name("samples.pt")
+        path = self.options.out / "training" / "samples.pt"
         if not self.options.resume or not path.exists():
             save_training_state(path, {"samples": self._write_samples()})
         return load_training_state(path)["samples"].long()
@@ -177,15 +165,5 @@ def train_heads(options: HeadTrainingOptions) -> HeadTrainer:
     """Train to `options.steps`, or until SIGTERM or SIGINT or `stop_after` steps; state and heads are written either way."""
     torch.set_num_threads(options.threads)
     trainer = HeadTrainer(options)
-    last = options.steps if options.stop_after is None else min(options.steps, options.stop_after)
-    metrics = options.out / "training" / "metrics.jsonl"
-    with StopSignal() as stop, TrainingProgress(options.out.name, options.steps, trainer.step, metrics) as progress:
-        while trainer.step < last and not stop.requested:
-            progress.advance(**trainer.train_step())
-            if trainer.step % options.evaluate_every == 0 or trainer.step == options.steps:
-                progress.record(trainer.step, **trainer.validate())
-                trainer.save()
-                trainer.write()
-        trainer.save()
-        trainer.write()
+    run_training(trainer, options.out, options.steps, options.evaluate_every, stop_after=options.stop_after)
     return trainer

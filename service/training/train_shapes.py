@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,15 @@ from service.training.caption_tokenizer import (
     build_caption_tokenizer,
     encode_captions,
 )
-from service.training.checkpointing import StopSignal, load_training_state, replace_file, save_training_state
+from service.training.checkpointing import load_training_state, replace_file, save_training_state
 from service.training.ema import WeightAverage
 from service.training.evaluate_shapes import quick_accuracy
 from service.training.optimizer import Schedule, SplitOptimizer
-from service.training.progress import TrainingProgress
+from service.training.precision import training_precision
 from service.training.scenes import draw_scenes
 from service.training.shapes_objective import TrainingBatch, flow_map_loss, velocity_loss
 from service.training.shapes_sampling import ShapesModel
+from service.training.training_loop import run_training
 from service.training.trajectories import BATCH, PATH_SALT, Captions, TrajectoryBank
 
 
@@ -110,12 +112,13 @@ class ShapesTrainer:
         self.step = 0
         self.optimizer = self._velocity_optimizer()
         self.bank = None
+        self._losses: list[dict[str, float]] = []
 
     @property
     def total_steps(self) -> int:
         return self.options.steps + self.options.flow_map_steps
 
-    def train_step(self) -> tuple[float, float]:
+    def train_step(self) -> dict[str, float]:
         """One optimiser step; returns the velocity and the flow-map loss (0 in the first stage), means over rows."""
         options, flow_map = self.options, self.step >= self.options.steps
         if self.step == options.steps:
@@ -124,7 +127,7 @@ class ShapesTrainer:
         rows = options.velocity_rows if flow_map else options.batch_size
         batch = draw_training_batch(self.tokenizer, (options.seed, self.step), rows)
         # The fused attention has a slow backward pass in bfloat16 on CPUs.
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+        with sdpa_kernel(SDPBackend.MATH), training_precision():
             velocity = velocity_loss(
                 self.network,
                 batch,
@@ -141,7 +144,23 @@ class ShapesTrainer:
         self.optimizer.step(self.step - options.steps if flow_map else self.step)
         self.average.update(self.network)
         self.step += 1
-        return velocity.mean().item(), mapped.mean().item()
+        self._losses.append({"velocity": velocity.mean().item(), "flow_map": mapped.mean().item()})
+        return self._losses[-1]
+
+    def validate(self) -> dict[str, float]:
+        """The mean losses since the last evaluation, and what the averaged weights draw correctly."""
+        losses = {name: sum(row[name] for row in self._losses) / len(self._losses) for name in self._losses[0]}
+        self._losses.clear()
+        model, flow_map = ShapesModel(self.network, self.tokenizer), self.step > self.options.steps
+        with self.average.applied_to(self.network), training_precision():
+            return losses | quick_accuracy(model, self.options.evaluate_captions, with_flow_map=flow_map)
+
+    def save(self) -> None:
+        save_training_state(self.options.out / "training" / "state.pt", self.state_dict())
+
+    def write(self, scores: Mapping[str, float] | None) -> None:
+        """The averaged weights as a model folder, whatever the scores."""
+        self.export(self.options.out)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -234,24 +253,6 @@ def train_shapes(options: ShapesTrainingOptions) -> None:
         trainer.load_state_dict(load_training_state(state_path))
     elif state_path.exists():
         raise FileExistsError(f"{state_path} exists: continue it with --resume, or choose another folder")
-    metrics = options.out / "training" / "metrics.jsonl"
-    losses: list[tuple[float, float]] = []
-    with StopSignal() as stop, TrainingProgress("shapes", trainer.total_steps, trainer.step, metrics) as progress:
-        while trainer.step < trainer.total_steps and not stop.requested:
-            losses.append(trainer.train_step())
-            progress.advance(velocity=losses[-1][0], flow_map=losses[-1][1])
-            if trainer.step % options.evaluate_every == 0 or trainer.step in (options.steps, trainer.total_steps):
-                velocity, flow_map = (sum(part) / len(losses) for part in zip(*losses, strict=True))
-                losses.clear()
-                progress.record(trainer.step, velocity=velocity, flow_map=flow_map, **_evaluate(trainer))
-                save_training_state(state_path, trainer.state_dict())
-                trainer.export(options.out)
-        save_training_state(state_path, trainer.state_dict())
-        trainer.export(options.out)
-
-
-def _evaluate(trainer: ShapesTrainer) -> dict[str, float]:
-    model = ShapesModel(trainer.network, trainer.tokenizer)
-    flow_map = trainer.step > trainer.options.steps
-    with trainer.average.applied_to(trainer.network), torch.autocast("cpu", torch.bfloat16):
-        return quick_accuracy(model, trainer.options.evaluate_captions, with_flow_map=flow_map)
+    run_training(
+        trainer, options.out, trainer.total_steps, options.evaluate_every, evaluate_at={options.steps, trainer.total_steps}
+    )

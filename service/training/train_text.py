@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from tqdm import tqdm
 from service.models.decoder import Decoder, DecoderConfig
 from service.training.block_diffusion_objective import NoisedText, TextLosses, noise_text, text_losses
 from service.training.byte_tokenizer import END_OF_TEXT_ID, MASK_ID, VOCABULARY_SIZE, byte_tokenizer
-from service.training.checkpointing import StopSignal, load_training_state, save_training_state, state_to_resume
-from service.training.ema import WeightAverage
+from service.training.checkpointing import load_training_state, save_training_state
+from service.training.learner import Learner
 from service.training.optimizer import Schedule, SplitOptimizer
-from service.training.progress import TrainingProgress
+from service.training.precision import training_precision
 from service.training.text_data import TextCorpus, even_windows, random_windows, step_generator, windows_of_rows
 from service.training.text_model_folder import read_text_model, write_text_model
 from service.training.text_sampling import sample_causal
+from service.training.training_loop import run_training
 
 VALIDATION_ROWS = 32
 VALIDATION_SEED = 7
@@ -101,7 +103,7 @@ class TextTrainingOptions:
 
 
 class TextTrainer:
-    """Weights, their average and the optimiser of one run; `step` is the number of steps taken."""
+    """A decoder that learns from windows of a text, and from texts of its teacher where it has one."""
 
     def __init__(self, options: TextTrainingOptions) -> None:
         self.options = options
@@ -111,19 +113,23 @@ class TextTrainer:
             self.decoder.initialise(torch.Generator().manual_seed(options.seed))
         else:
             self.decoder.load_state_dict(read_text_model(options.teacher)[0].state_dict())
-        self.average = WeightAverage(self.decoder, options.ema_decay)
-        self.optimizer = SplitOptimizer(
+        optimizer = SplitOptimizer(
             self.decoder,
             Schedule(options.steps, options.warmup_steps, options.decay_fraction),
             matrix_rate=options.matrix_rate,
             other_rate=options.other_rate,
         )
-        self.step = 0
+        state_path = options.out / "training" / "state.pt"
+        self.learner = Learner(self.decoder, optimizer, options.ema_decay, state_path, options.identity())
+        self.average = self.learner.average
         self.best = float("inf")
-        self.state_path = options.out / "training" / "state.pt"
         self.samples = self._read_samples() if options.teacher else None
         if options.resume:
-            self._load()
+            self.best = self.learner.resume()["best"]
+
+    @property
+    def step(self) -> int:
+        return self.learner.step
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step on fresh windows; returns the losses in nats a token."""
@@ -137,12 +143,9 @@ class TextTrainer:
         noised = self._noise(blocks, generator)
         torch.manual_seed((options.seed << 32) + self.step)
         self.decoder.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with training_precision():
             losses = self._losses(windows, blocks, noised)
-        (losses.causal + options.masked_weight * losses.masked).backward()
-        self.optimizer.step(self.step)
-        self.step += 1
-        self.average.update(self.decoder)
+        self.learner.learn(losses.causal + options.masked_weight * losses.masked)
         return {"causal": losses.causal.item(), "masked": losses.masked.item()}
 
     @torch.no_grad()
@@ -158,36 +161,21 @@ class TextTrainer:
             blocks = self.samples[:VALIDATION_ROWS, -options.length - 1 :]
         noised = self._noise(blocks, generator)
         self.decoder.eval()
-        with self.average.applied_to(self.decoder), torch.autocast("cpu", torch.bfloat16):
+        with self.average.applied_to(self.decoder), training_precision():
             losses = self._losses(windows, blocks, noised)
         return {"validation_causal": losses.causal.item(), "validation_masked": losses.masked.item()}
 
-    def keep_if_best(self, scores: dict[str, float]) -> None:
+    def write(self, scores: Mapping[str, float] | None) -> None:
         """Export the averaged weights when the training objective is the lowest so far on the validation windows."""
+        if scores is None:
+            return
         score = scores["validation_causal"] + self.options.masked_weight * scores["validation_masked"]
         if score < self.best:
             self.best = score
             write_text_model(self.options.out, self.decoder.config, self.average.weights)
 
     def save(self) -> None:
-        save_training_state(
-            self.state_path,
-            {
-                "identity": self.options.identity(),
-                "step": self.step,
-                "best": self.best,
-                "weights": self.decoder.state_dict(),
-                "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-        )
-
-    def _load(self) -> None:
-        state = state_to_resume(self.state_path, self.options.identity())
-        self.decoder.load_state_dict(state["weights"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best = state["step"], state["best"]
+        self.learner.save(best=self.best)
 
     def _noise(self, windows: Tensor, generator: torch.Generator) -> NoisedText | None:
         if self.options.masked_weight == 0:
@@ -203,7 +191,7 @@ class TextTrainer:
 
     def _read_samples(self) -> Tensor:
         """Texts of the teacher, int64 [samples, prompt + length], written once and kept beside the state."""
-        path = self.state_path.with_name("samples.pt")
+        path = self.options.out / "training" / "samples.pt"
         if not self.options.resume or not path.exists():
             save_training_state(path, {"samples": self._write_samples()})
         return load_training_state(path)["samples"].long()
@@ -225,15 +213,5 @@ def train_text(options: TextTrainingOptions) -> TextTrainer:
     """Train to `options.steps`, or until SIGTERM or SIGINT or `stop_after` steps; the state is saved either way."""
     torch.set_num_threads(options.threads)
     trainer = TextTrainer(options)
-    last = options.steps if options.stop_after is None else min(options.steps, options.stop_after)
-    metrics = options.out / "training" / "metrics.jsonl"
-    with StopSignal() as stop, TrainingProgress(options.out.name, options.steps, trainer.step, metrics) as progress:
-        while trainer.step < last and not stop.requested:
-            progress.advance(**trainer.train_step())
-            if trainer.step % options.evaluate_every == 0 or trainer.step == options.steps:
-                scores = trainer.validate()
-                progress.record(trainer.step, **scores)
-                trainer.keep_if_best(scores)
-                trainer.save()
-        trainer.save()
+    run_training(trainer, options.out, options.steps, options.evaluate_every, stop_after=options.stop_after)
     return trainer
