@@ -14,6 +14,7 @@ from service.models.flow_serving import KernelFlow, flow_evaluator
 from service.models.flow_transformer import FlowTransformer
 from service.models.latent_network import Adapters, Condition, GuidanceInput, classifier_free
 from service.procedures.noise import NoiseProcess
+from service.procedures.parameters import FlowMapParameters
 from service.procedures.sizes import SizeRule
 
 
@@ -23,13 +24,16 @@ class FlowNetwork:
     noise = NoiseProcess()
     signature: tuple[str, ...] = ("velocity(x,t)", "flow_map(x,t,s)")
     guidance_input: GuidanceInput = "jumps"
-    default_procedure: Mapping[str, Any] = {"name": "flow_map"}
     adapters: tuple[str, ...] = ()
     decodes = False
 
     def __init__(self, network: FlowTransformer, tokenizer: Path, threads: int = 1, full: bool = False) -> None:
         config = network.config
         self.config = config
+        low, high = config.guidance_range
+        self.default_procedure: Mapping[str, Any] = {
+            "name": "flow_map", "guidance": min(max(FlowMapParameters().guidance, low), high)
+        }  # fmt: skip
         self.scorers = config.scorers
         self.sizes = SizeRule.only(config.image_size, config.image_size)
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
