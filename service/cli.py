@@ -78,11 +78,12 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    from service.training import cli_shapes, cli_text
+    from service.training import cli_distill, cli_shapes, cli_text
 
     commands = parser.add_subparsers(dest="task", required=True)
     cli_text.add_commands(commands)
     cli_shapes.add_commands(commands)
+    cli_distill.add_commands(commands)
 
 
 def main(argv: list[str] | None = None) -> int:

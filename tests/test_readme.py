@@ -18,6 +18,8 @@ from service.models.model_spec import OPTIONS
 from service.models.pipelines.registry import FAMILIES as PIPELINES
 from service.procedures.registry import PROCEDURES
 from service.settings import Settings
+from service.training import cli_distill
+from service.training.flow_objectives import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,6 +75,19 @@ def test_the_bench_commands_have_flags_that_exist() -> None:
     for command in commands:
         parser = argparse.ArgumentParser(exit_on_error=False)
         add_arguments(parser)
+        parser.parse_args(shlex.split(command))
+
+
+def test_the_table_of_objectives_is_that_of_distillation() -> None:
+    assert table_names("Training and distilling") == set(OBJECTIVES)
+
+
+def test_the_train_commands_have_flags_that_exist() -> None:
+    commands = re.findall(r"^\.venv/bin/stride train (.*)$", README, re.MULTILINE)
+    assert commands
+    for command in commands:
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        cli_distill.add_commands(parser.add_subparsers())
         parser.parse_args(shlex.split(command))
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from service.training.evaluate_shapes import PROCEDURES, ShapesEvaluationOptions, evaluate_shapes
+from service.training.evaluate_shapes import PROCEDURES, ShapesEvaluationOptions, evaluate_shapes, measure_quality
 from service.training.scene_classifier import ClassifierOptions, train_scene_classifier
 from service.training.train_shapes import ShapesTrainingOptions, train_shapes
 
@@ -58,6 +58,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     evaluate.add_argument(
         "--bfloat16", action="store_true", help="run the network in bfloat16, as it is served on processors that are fast at it"
     )
+    evaluate.add_argument("--quality", action="store_true", help="measure what quality.json has, and write it beside the weights")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--threads", type=int, default=1)
     evaluate.set_defaults(run=_run_evaluation)
@@ -91,7 +92,11 @@ def _run_classifier(args: argparse.Namespace) -> None:
 
 def _run_evaluation(args: argparse.Namespace) -> None:
     args.procedures, args.guidance = tuple(args.procedures), tuple(args.guidance)
-    evaluate_shapes(_options(ShapesEvaluationOptions, args))
+    options = _options(ShapesEvaluationOptions, args)
+    if args.quality:
+        measure_quality(options)
+    else:
+        evaluate_shapes(options)
 
 
 if __name__ == "__main__":

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from PIL import Image
 from torch import Tensor
 
 from service.models.flow_serving import KernelFlow
+from service.models.quality import QUALITY_FILE, quality_json
 from service.models.scene_checker import Verdict, accuracy, check_scenes
 from service.models.scenes import MAX_OBJECTS, Scene
-from service.procedures.consistency import consistency
-from service.procedures.ddim import ddim
-from service.procedures.dpmpp_2m import dpmpp_2m
-from service.procedures.euler import euler
-from service.procedures.flow_map import flow_map
-from service.procedures.heun import heun
-from service.procedures.tables import SamplerTable, flow_grid
+from service.procedures.parameters import SamplerParameters
+from service.procedures.quality import MeasuredQuality
+from service.procedures.registry import PROCEDURES as REGISTRY
+from service.procedures.tables import SamplerTable
+from service.training.checkpointing import replace_file
 from service.training.scene_classifier import SceneClassifier, frechet_distance, load_scene_classifier, picture_features
 from service.training.scenes import draw_scenes
 from service.training.shapes_sampling import ShapesModel
-from service.training.trajectories import CANONICAL_SHIFT
 
 JUMPS = (1, 2, 4, 8)
 STEPS = (10, 20, 50)
 PROCEDURES = ("flow_map", "consistency", "euler", "heun", "ddim", "dpmpp_2m")
 REFERENCE_SCENES = 5000
+FEATURES = f"{REFERENCE_SCENES} fresh scenes, in a small scene classifier's features, each in units of its deviation over them"
+QUALITY_CHOICES: tuple[tuple[str, int], ...] = (
+    *(("flow_map", jumps) for jumps in (1, 2, 4, 8, 16)),
+    *(("consistency", jumps) for jumps in (2, 4, 8)),
+    *(("euler", steps) for steps in (4, 8, 16, 50)),
+    *(("dpmpp_2m", steps) for steps in (8, 16)),
+    ("heun", 8),
+)
 GRID_COLUMNS: tuple[tuple[str, int], ...] = (
     ("flow_map", 1),
     ("flow_map", 2),
@@ -75,28 +84,35 @@ class Measurement:
     def to_json(self) -> str:
         return json.dumps(vars(self))
 
+    def quality(self, date: datetime.date) -> MeasuredQuality:
+        """As a row of quality.json; a guided sampler of the velocity evaluates two rows a step."""
+        choice = {"name": self.procedure, **sampler_parameters(self.procedure, self.steps), "guidance": self.guidance}
+        jumps = self.procedure in ("flow_map", "consistency")
+        return MeasuredQuality(
+            procedure=choice,
+            nfe=self.evaluations * (1 if jumps or self.guidance == 1.0 else 2),
+            samples=self.captions,
+            date=date,
+            frechet=None if self.frechet is None else round(self.frechet, 3),
+            correct=round(self.correct, 4),
+        )
+
+
+def sampler_parameters(procedure: str, steps: int) -> dict[str, Any]:
+    """Those of a procedure, the others as the service has them; `ddim` has eta = 1, since eta = 0 is `euler` here.
+
+    Raises ValueError for a procedure that is not measured.
+    """
+    if procedure not in PROCEDURES:
+        raise ValueError(f"procedure must be one of {', '.join(PROCEDURES)}, not {procedure!r}")
+    return {"steps": steps, "eta": 1.0} if procedure == "ddim" else {"steps": steps}
+
 
 def sampler_table(procedure: str, steps: int) -> SamplerTable:
-    """The table of a procedure with the service's own times: even ones, but for the jumps, which are shifted to noise.
-
-    `ddim` is evaluated with eta = 1, since eta = 0 is `euler` here.
-    """
-    grid = flow_grid(steps, CANONICAL_SHIFT if procedure in ("flow_map", "consistency") else 1.0)
-    match procedure:
-        case "flow_map":
-            return flow_map(grid)
-        case "consistency":
-            return consistency(grid)
-        case "euler":
-            return euler(grid)
-        case "heun":
-            return heun(grid)
-        case "ddim":
-            return ddim(grid, eta=1.0)
-        case "dpmpp_2m":
-            return dpmpp_2m(grid)
-        case other:
-            raise ValueError(f"procedure must be one of {', '.join(PROCEDURES)}, not {other!r}")
+    """The table of a procedure with the service's own times."""
+    parameters = msgspec.convert(sampler_parameters(procedure, steps), REGISTRY[procedure].parameters)
+    assert isinstance(parameters, SamplerParameters)
+    return parameters.table()
 
 
 def evaluate_shapes(options: ShapesEvaluationOptions) -> list[Measurement]:
@@ -118,6 +134,24 @@ def evaluate_shapes(options: ShapesEvaluationOptions) -> list[Measurement]:
                 print(measurements[-1].to_json(), flush=True)
     if options.grid:
         draw_grid(model, options.grid, options.guidance[0])
+    return measurements
+
+
+def measure_quality(options: ShapesEvaluationOptions) -> list[Measurement]:
+    """Measure `QUALITY_CHOICES` at the first of the scales of guidance, print a line each, and write the model's quality.json."""
+    torch.set_num_threads(options.threads)
+    model = ShapesModel.load(options.model)
+    scenes = draw_scenes((options.seed, 1), options.captions, held_out=True).scenes
+    reality = Reality.load(options.classifier, (options.seed, 2)) if options.classifier else None
+    if options.bfloat16:
+        model = model.served(options.threads)
+    measurements = []
+    for procedure, steps in QUALITY_CHOICES:
+        measurements.append(_measure(model, scenes, procedure, steps, options.guidance[0], reality, options.seed))
+        print(measurements[-1].to_json(), flush=True)
+    today = datetime.date.today()
+    rows = [measurement.quality(today) for measurement in measurements]
+    replace_file(options.model / QUALITY_FILE, quality_json(FEATURES if reality else "not measured", rows))
     return measurements
 
 

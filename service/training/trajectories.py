@@ -113,6 +113,16 @@ class TrajectoryBank:
         ends = torch.rand(count, LEGS + 1, generator=generator).argsort(dim=1)[:, :2].sort(dim=1).values
         free = torch.rand(count, generator=generator) < FREE_SHARE
         start, stop = torch.where(free, ends[:, 0], start), torch.where(free, ends[:, 1], start + legs)
+        return self.jumps(paths, start, stop)
+
+    def draw_to_data(self, count: int, generator: torch.Generator) -> Jumps:
+        """Jumps from any place of random paths to their ends."""
+        paths = torch.randint(len(self.points), (count,), generator=generator)
+        start = torch.randint(LEGS, (count,), generator=generator)
+        return self.jumps(paths, start, torch.full_like(start, LEGS))
+
+    def jumps(self, paths: Tensor, start: Tensor, stop: Tensor) -> Jumps:
+        """Those along `paths` [B] from their points `start` [B] to `stop` [B]."""
         return Jumps(
             self.points[paths, start],
             self.times[paths, start],
@@ -143,5 +153,5 @@ class TrajectoryBank:
 
 
 def _trimmed(text: Tensor) -> Tensor:
-    """Caption ids [B, T] without the columns at the end that are padding (0) in every row."""
-    return text[:, : int((text != 0).any(0).sum())]
+    """Caption ids [B, T] without the columns at the end, from the second on, that are padding (0) in every row."""
+    return text[:, : max(1, int((text != 0).any(0).sum()))]
