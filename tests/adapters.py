@@ -28,6 +28,10 @@ class RandomAdapter:
     strength: float = 1.0
 
     def save(self, file: Path, prefix: str = "transformer.", layout: str = "peft", alphas: bool = False) -> Path:
+        save_file(self.tensors(prefix, layout, alphas), file)
+        return file
+
+    def tensors(self, prefix: str, layout: str, alphas: bool) -> dict[str, Tensor]:
         """kohya's layout has `_` for dots in names of layers. `alphas` says the strength in tensors of the file."""
         tensors = {}
         for layer, (down, up) in self.halves.items():
@@ -36,8 +40,7 @@ class RandomAdapter:
             tensors[LAYOUTS[layout][1].format(name)] = up.contiguous()
             if alphas:
                 tensors[f"{name}.alpha"] = torch.tensor(self.strength * len(down))
-        save_file(tensors, file)
-        return file
+        return tensors
 
 
 def random_adapter(

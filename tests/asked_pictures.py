@@ -41,9 +41,10 @@ class Refined:
         self.asked, self.row = asked, 0
         self.table: SamplerTable = parameters.table(network.noise, network.tokens(*asked.size))
         self.scale: float = parameters.guidance
-        self.condition: Condition = network.encode([asked.text])[0]
         self.guided = self.scale != 1.0 and network.guidance_input != "always"
-        self.without: Condition | None = network.encode([asked.negative], negative=True)[0] if self.guided else None
+        with network.adapting(asked.adapters):
+            self.condition: Condition = network.encode([asked.text])[0]
+            self.without: Condition | None = network.encode([asked.negative], negative=True)[0] if self.guided else None
         self.x = self.table.start[1] * asked.noise()
         self.h1, self.h2 = torch.zeros_like(self.x), torch.zeros_like(self.x)
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.models.latent_network import Adapters, Condition, GuidanceInput, classifier_free
+from service.models.latent_network import Adapters, Condition, GuidanceInput, Unadapted, classifier_free
 from service.procedures.noise import NoiseProcess
 from service.procedures.sizes import SizeRule
 
 
-class ToyNetwork:
+class ToyNetwork(Unadapted):
     """Latents of 2 channels and an eighth of the picture's side; a text is the mean of its characters' codes. It counts what
     it is asked, and refuses texts with a "#"."""
 

@@ -96,7 +96,7 @@ class ImageRequest(Request):
         """What the worker gets for the rows that `propose` gave."""
         row, work = rows[0], self.work
         if isinstance(row, EncodeRow):
-            return EncodeMove(row.texts, work.width, work.height, work.image, work.mask)
+            return EncodeMove(row.texts, work.width, work.height, work.image, work.mask, adapters=tuple(work.adapters))
         if isinstance(row, DecodeRow):
             assert self.latent is not None
             return DecodeMove(self.latent)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from service.models.class_labels import ClassLabels
 from service.models.dit import DiT, DitConfig, Layout
-from service.models.latent_network import Adapters, Condition
+from service.models.latent_network import Adapters, Condition, Unadapted
 from service.models.picture_codec import PictureCodec
 from service.models.reuse import Reuse, reusing
 from service.procedures.noise import FlowTimes, NoiseProcess
@@ -31,11 +31,10 @@ FLOWS: dict[Layout, tuple[NoiseProcess, Mapping[str, Any]]] = {
 MeanFlow's two jumps, its guidance being part of what it was trained towards (arXiv 2505.13447)."""
 
 
-class ClassConditional:
+class ClassConditional(Unadapted):
     """A LatentNetwork over a `DiT`. Time runs from 1 (noise) to 0 (data), or over DiT's steps 999 to 0; a network for which
     time 1 is data, as for SiT, is told 1 - t here, and its velocity has its sign turned."""
 
-    adapters: tuple[str, ...] = ()
     scorers: tuple[str, ...] = ()
     reuses = True
     run_by = "torch"

@@ -12,19 +12,18 @@ from torch import Tensor
 
 from service.models.flow_serving import KernelFlow, flow_evaluator
 from service.models.flow_transformer import FlowTransformer
-from service.models.latent_network import Adapters, Condition, GuidanceInput, classifier_free
+from service.models.latent_network import Adapters, Condition, GuidanceInput, Unadapted, classifier_free
 from service.procedures.noise import NoiseProcess
 from service.procedures.parameters import FlowMapParameters
 from service.procedures.sizes import SizeRule
 
 
-class FlowNetwork:
+class FlowNetwork(Unadapted):
     """A `LatentNetwork` over a FlowTransformer and its tokeniser. `full` pads every caption to the longest there can be."""
 
     noise = NoiseProcess()
     signature: tuple[str, ...] = ("velocity(x,t)", "flow_map(x,t,s)")
     guidance_input: GuidanceInput = "jumps"
-    adapters: tuple[str, ...] = ()
     decodes = False
 
     def __init__(self, network: FlowTransformer, tokenizer: Path, threads: int = 1, full: bool = False) -> None:

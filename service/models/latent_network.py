@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,7 +40,7 @@ class LatentNetwork(Protocol):
         those that are told where they go ("jumps"), or "always".
     default_procedure: what a request runs that says nothing: {"name": "euler", "steps": 28, "guidance": 4.5}.
     sizes: of pictures.
-    adapters: names of the LoRA adapters that a request may ask for.
+    adapters: names of the LoRA adapters that a request may ask for; text_adapters: of those that change what texts become.
     scorers: names of those in `service.models.scorers` that judge this model's pictures, beside those that judge any.
     decodes: whether latents go through a network of their own to become pictures; where not, the latent is the picture.
     run_by: what computes it, for the log; parameters: how many there are.
@@ -50,6 +51,7 @@ class LatentNetwork(Protocol):
     guidance_input: GuidanceInput
     sizes: SizeRule
     adapters: tuple[str, ...]
+    text_adapters: tuple[str, ...]
     scorers: tuple[str, ...]
     decodes: bool
     run_by: str
@@ -72,6 +74,10 @@ class LatentNetwork(Protocol):
         are told in another way. Raises ValueError, in words for a client, for a text it cannot take."""
         ...
 
+    def adapting(self, adapters: Adapters) -> AbstractContextManager[None]:
+        """While it lasts, texts are encoded with these of the `text_adapters`."""
+        ...
+
     def evaluate(
         self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, conditions: Sequence[Condition], adapters: Sequence[Adapters]
     ) -> Tensor:
@@ -90,6 +96,16 @@ class LatentNetwork(Protocol):
     def embed(self, pictures: Tensor) -> Tensor:
         """Pictures uint8 [R, H, W, 3] as latents float32 [R, C, H, W]."""
         ...
+
+
+class Unadapted:
+    """Of a LatentNetwork that has no adapters."""
+
+    adapters: tuple[str, ...] = ()
+    text_adapters: tuple[str, ...] = ()
+
+    def adapting(self, adapters: Adapters) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def classifier_free(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:

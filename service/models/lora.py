@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from service.models.errors import ModelError
 from service.models.lora_file import LowRankUpdate, adapter_file, read_adapter
-from service.models.lora_names import LayerNames, of_text_encoder
+from service.models.lora_names import ComponentNames, text_encoder_of
 from service.models.row_subset import present
 
 Chosen = tuple[tuple[str, float], ...]
 """Adapters of one row with their scales; mostly none."""
+Place = tuple[str, str]
+"""A layer: the text encoder that it is in, "" for the denoiser, and its name there."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,22 @@ class LayerUpdate:
 
 
 class LoraAdapters:
-    """A network's adapters. The network itself stays as it is: what they add is added to what its layers return, for the
-    time of one call and for the rows that ask for it, and other rows get what the layers return, bit for bit.
+    """A network's adapters, and those of the text encoders before it. The networks themselves stay as they are: what adapters
+    add is added to what layers return, for the time of one call and for the rows that ask for it, and other rows get what the
+    layers return, bit for bit.
 
     Layers may be linear ones and 2-d convolutions that are not grouped. Not for several threads that run one network at once.
     """
 
-    def __init__(self, network: nn.Module, files: Mapping[str, Path] | None = None) -> None:
-        """`files` by the adapters' names. Raises ModelError for those that do not fit the network."""
-        self._layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-        self._names = LayerNames(self._layers)
-        self._updates: dict[str, dict[str, LayerUpdate]] = {}
+    def __init__(
+        self, network: nn.Module, files: Mapping[str, Path] | None = None, text_encoders: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        """`files` by the adapters' names, `text_encoders` by theirs in the pipeline. Raises ModelError for adapters that do
+        not fit."""
+        layers = {"": _layers(network)} | {name: _layers(encoder) for name, encoder in (text_encoders or {}).items()}
+        self._layers = {(component, name): layer for component, own in layers.items() for name, layer in own.items()}
+        self._names = ComponentNames(layers.pop(""), layers)
+        self._updates: dict[str, dict[Place, LayerUpdate]] = {}
         for name, place in (files or {}).items():
             try:
                 self._updates[name] = self._read(adapter_file(place))
@@ -62,6 +69,11 @@ class LoraAdapters:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._updates)
+
+    @property
+    def text_names(self) -> tuple[str, ...]:
+        """Those that change what texts become."""
+        return tuple(name for name, updates in self._updates.items() if any(component for component, _ in updates))
 
     @property
     def bytes(self) -> int:
@@ -78,27 +90,40 @@ class LoraAdapters:
         rows of unlike lengths behind one another. What is run for some of the rows is run within `row_subset.only`. A forward
         whose layers get anything else raises ValueError, and so does an adapter that is not there.
         """
+        with self._added(rows, lambda place: place[0] == "", lengths or {}):
+            yield
+
+    @contextmanager
+    def applied_to_texts(self, chosen: Chosen) -> Iterator[None]:
+        """While it lasts, all texts are encoded with these adapters. Raises ValueError for one that is not there."""
+        with self._added([chosen], lambda place: place[0] != "", {}):
+            yield
+
+    @contextmanager
+    def _added(
+        self, rows: Sequence[Chosen], here: Callable[[Place], bool], lengths: Mapping[str, Sequence[int]]
+    ) -> Iterator[None]:
         names = {name for row in rows for name, scale in row if scale}
         unknown = sorted(names - set(self._updates))
         if unknown:
             raise ValueError(f"there is no LoRA adapter {unknown[0]!r}; there are: {', '.join(self._updates) or 'none'}")
         shares = _Shares(rows, [name for name in self._updates if name in names])
         with ExitStack() as stack:
-            for layer_name in {layer for name in names for layer in self._updates[name]}:
-                hook = self._hook(layer_name, shares, _lengths_of(layer_name, lengths or {}))
-                handle = self._layers[layer_name].register_forward_hook(hook, with_kwargs=True)
+            for place in {place for name in names for place in self._updates[name] if here(place)}:
+                hook = self._hook(place, shares, _lengths_of(place[1], lengths))
+                handle = self._layers[place].register_forward_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             yield
 
-    def _hook(self, name: str, shares: _Shares, lengths: tuple[int, ...] | None) -> Callable[..., Tensor]:
-        updates = {adapter: layers[name] for adapter, layers in self._updates.items() if name in layers}
+    def _hook(self, place: Place, shares: _Shares, lengths: tuple[int, ...] | None) -> Callable[..., Tensor]:
+        updates = {adapter: layers[place] for adapter, layers in self._updates.items() if place in layers}
 
         def add_updates(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
             x: Tensor = args[0] if args else kwargs["input"]
             try:
                 chosen = shares.among(len(x), lengths, x)
             except ValueError as error:
-                raise ValueError(f"LoRA layer {name}: {error}") from None
+                raise ValueError(f"LoRA layer {place[1]}: {error}") from None
             for adapter, entries, scales in chosen:
                 if adapter not in updates:
                     continue
@@ -110,23 +135,26 @@ class LoraAdapters:
 
         return add_updates
 
-    def _read(self, file: Path) -> dict[str, LayerUpdate]:
+    def _read(self, file: Path) -> dict[Place, LayerUpdate]:
         written = read_adapter(file)
         found = {name: self._names.find(name) for name in written}
-        unknown = [name for name, layer in found.items() if layer is None]
+        unknown = [name for name, place in found.items() if place is None]
         if unknown:
             tensor = written[unknown[0]].tensor
             others = f" (and {len(unknown) - 1} more layers)" if len(unknown) > 1 else ""
-            if of_text_encoder(unknown[0]):
-                raise ModelError(f"{file}: tensor {tensor}{others} is for a text encoder, and adapters are for the denoiser only")
-            raise ModelError(f"{file}: tensor {tensor}{others}: the network has no layer of that name")
-        updates: dict[str, LayerUpdate] = {}
-        for name, layer in found.items():
-            assert layer is not None
-            if layer in updates:
-                raise ModelError(f"{file}: tensor {written[name].tensor}: layer {layer} is updated twice")
-            updates[layer] = _fitted(file, layer, self._layers[layer], written[name])
+            network = text_encoder_of(unknown[0]) or "network"
+            raise ModelError(f"{file}: tensor {tensor}{others}: the {network} has no layer of that name")
+        updates: dict[Place, LayerUpdate] = {}
+        for name, place in found.items():
+            assert place is not None
+            if place in updates:
+                raise ModelError(f"{file}: tensor {written[name].tensor}: layer {place[1]} is updated twice")
+            updates[place] = _fitted(file, place[1], self._layers[place], written[name])
         return updates
+
+
+def _layers(network: nn.Module) -> dict[str, nn.Module]:
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
 
 
 class _Shares:

@@ -22,6 +22,7 @@ PARTS = (
     (".lora.down.weight", "down"), (".lora.up.weight", "up"),
     (".lora_down.weight", "down"), (".lora_up.weight", "up"),
     ("_lora.down.weight", "down"), ("_lora.up.weight", "up"),
+    (".lora_linear_layer.down.weight", "down"), (".lora_linear_layer.up.weight", "up"),
     (".alpha", "alpha"),
 )  # fmt: skip
 """How names of tensors end, and what they then are: PEFT's layout, diffusers' older ones, kohya's."""
@@ -82,7 +83,7 @@ def read_adapter(file: Path) -> dict[str, LowRankUpdate]:
     parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
     try:
         with safe_open(file, framework="pt") as opened:
-            scaling = _scaling(file, opened.metadata() or {})
+            scalings = _scalings(file, opened.metadata() or {})
             for name in sorted(opened.keys()):
                 module, part = _part(file, name)
                 parts.setdefault(module, {})[part] = (name, opened.get_tensor(name))
@@ -90,7 +91,7 @@ def read_adapter(file: Path) -> dict[str, LowRankUpdate]:
         raise ModelError(f"{file}: {error} (is the file complete?)") from error
     if not parts:
         raise ModelError(f"{file} has no tensors")
-    return {module: _update(file, module, given, scaling) for module, given in parts.items()}
+    return {module: _update(file, module, given, _of(scalings, module)) for module, given in parts.items()}
 
 
 def _part(file: Path, name: str) -> tuple[str, str]:
@@ -130,21 +131,32 @@ def _update(file: Path, module: str, given: Mapping[str, tuple[str, Tensor]], sc
     return LowRankUpdate(down, up, scaling.strength(module, down.shape[0], alpha), down_name)
 
 
-def _scaling(file: Path, metadata: Mapping[str, str]) -> Scaling:
-    """Of diffusers' metadata in the file's header, or of PEFT's adapter_config.json beside it."""
-    config: dict[str, Any] = {}
+def _of(scalings: Mapping[str, Scaling], module: str) -> Scaling:
+    """That of the component that the module belongs to; "" is for all others."""
+    found = next((component for component in scalings if component and module.startswith(f"{component}.")), "")
+    return scalings.get(found, Scaling())
+
+
+def _scalings(file: Path, metadata: Mapping[str, str]) -> dict[str, Scaling]:
+    """By component: of diffusers' metadata in the file's header (`unet.r`, `text_encoder.lora_alpha`), or of PEFT's
+    adapter_config.json beside it."""
+    configs: dict[str, dict[str, Any]] = {}
     beside = file.parent / "adapter_config.json"
     try:
         if METADATA in metadata:
-            written = json.loads(metadata[METADATA])
-            # `transformer.r`, `unet.lora_alpha`: of one component; those of text encoders have no say here.
-            config = {key.rpartition(".")[2]: value for key, value in written.items() if not key.startswith("text_encoder")}
+            for key, value in json.loads(metadata[METADATA]).items():
+                component, _, name = key.rpartition(".")
+                configs.setdefault(component, {})[name] = value
         elif file.name == "adapter_model.safetensors" and beside.is_file():
-            config = json.loads(beside.read_text())
-        if config.get("use_dora"):
-            raise ModelError(f"{file} is a DoRA adapter, and only LoRA is supported")
-        alpha = config.get("lora_alpha")
-        patterns = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
-        return Scaling(None if alpha is None else float(alpha), patterns, bool(config.get("use_rslora")))
+            configs[""] = json.loads(beside.read_text())
+        return {component: _scaling(file, config) for component, config in configs.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{file}: its rank and alpha cannot be read: {error}") from error
+
+
+def _scaling(file: Path, config: Mapping[str, Any]) -> Scaling:
+    if config.get("use_dora"):
+        raise ModelError(f"{file} is a DoRA adapter, and only LoRA is supported")
+    alpha = config.get("lora_alpha")
+    patterns = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
+    return Scaling(None if alpha is None else float(alpha), patterns, bool(config.get("use_rslora")))

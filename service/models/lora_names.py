@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 PREFIXES = ("transformer.", "unet.", "diffusion_model.", "base_model.model.")
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
-TEXT_ENCODERS = re.compile(r"text_encoder|text_model\.|lora_te\d*_|te\d*\.")
+TEXT_ENCODER = re.compile(r"(?P<name>text_encoder(?:_\d)?)\.(?P<rest>.+)|lora_te(?P<number>\d?)_(?P<flat>.+)")
+PROJECTIONS = re.compile(r"self_attn\.to_(q|k|v|out)$")
 INNER = {"in_layers_2": "conv1", "emb_layers_1": "time_emb_proj", "out_layers_3": "conv2", "skip_connection": "conv_shortcut"}
 OUTER = {
     "input_blocks_0_0": "conv_in", "out_2": "conv_out",
@@ -40,6 +41,10 @@ class LayerNames:
             return None
         return self._flat.get(flat) or self._flat.get(self._published_unet(flat))
 
+    def exact(self, name: str) -> str | None:
+        """The layer of this name, which may have `_` for dots."""
+        return name if name in self._layers else self._flat.get(name)
+
     def _published_unet(self, flat: str) -> str:
         """diffusers' name of a layer of the published UNet, both with `_` for dots; "" for what is none."""
         if flat in OUTER:
@@ -62,6 +67,36 @@ class LayerNames:
         return f"{'down' if down else 'up'}_blocks_{block}_{part}_{layer}_{INNER.get(rest, rest)}"
 
 
-def of_text_encoder(written: str) -> bool:
-    """Whether the name is of a layer of a text encoder."""
-    return TEXT_ENCODERS.match(written) is not None
+class ComponentNames:
+    """Layers of a pipeline's networks: of its denoiser, and of its text encoders by their names."""
+
+    def __init__(self, denoiser: Collection[str], text_encoders: Mapping[str, Collection[str]]) -> None:
+        self._denoiser = LayerNames(denoiser)
+        self._text_encoders = {name: LayerNames(layers) for name, layers in text_encoders.items()}
+
+    def find(self, written: str) -> tuple[str, str] | None:
+        """The component ("" is the denoiser) and the layer's name in it; None where there is none of that name."""
+        component = text_encoder_of(written)
+        if component is None:
+            layer = self._denoiser.find(written)
+            return None if layer is None else ("", layer)
+        found = TEXT_ENCODER.fullmatch(written)
+        assert found is not None
+        if component not in self._text_encoders:
+            return None
+        dot = "." if found["rest"] else "_"
+        name = PROJECTIONS.sub(r"self_attn.\1_proj", found["rest"] or found["flat"])
+        # Of the published classes of CLIP one has its transformer in `text_model`, and one is it, of late.
+        for variant in (name, name.removeprefix(f"text_model{dot}"), f"text_model{dot}{name}"):
+            layer = self._text_encoders[component].exact(variant)
+            if layer is not None:
+                return component, layer
+        return None
+
+
+def text_encoder_of(written: str) -> str | None:
+    """The text encoder that a name is for, or None where it is for the denoiser. kohya counts from 1, diffusers from none."""
+    found = TEXT_ENCODER.fullmatch(written)
+    if found is None:
+        return None
+    return found["name"] or "text_encoder" + (f"_{found['number']}" if found["number"] not in ("", "1") else "")

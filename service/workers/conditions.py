@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.models.latent_network import Condition, LatentNetwork
+from service.models.latent_network import Adapters, Condition, LatentNetwork
 from service.workers.types import Encoded, EncodeMove, RowError
 
 KEPT_BYTES = 256 << 20
 
 
-Key = tuple[str, bool]
-"""A text, and whether it is what guidance leads away from."""
+Kind = tuple[bool, Adapters]
+"""Whether texts are what guidance leads away from, and the adapters that they are encoded with."""
+Key = tuple[str, Kind]
+"""A text, and how it is encoded."""
 
 
 class Conditions:
@@ -29,24 +32,26 @@ class Conditions:
 
     def encode(self, moves: Sequence[EncodeMove]) -> list[Encoded | RowError]:
         """Texts that are new are encoded together, each once. A text that the network cannot take fails its own move."""
-        wanted = dict.fromkeys(key for move in moves for key in _keys(move))
+        wanted = dict.fromkeys(key for move in moves for key in self._keys(move))
         found: dict[Key, Condition | RowError] = {key: self._known[key] for key in wanted if key in self._known}
-        for negative in (False, True):
-            found |= self._fresh([text for text, other in wanted if other is negative and (text, other) not in found], negative)
+        for kind in dict.fromkeys(kind for _, kind in wanted):
+            found |= self._fresh([text for text, other in wanted if other == kind and (text, other) not in found], kind)
         for key, condition in found.items():
             if isinstance(condition, Condition):
                 self._keep(key, condition)
-        return [self._encoded(move, [found[key] for key in _keys(move)]) for move in moves]
+        return [self._encoded(move, [found[key] for key in self._keys(move)]) for move in moves]
 
-    def _fresh(self, texts: list[str], negative: bool) -> dict[Key, Condition | RowError]:
+    def _fresh(self, texts: list[str], kind: Kind) -> dict[Key, Condition | RowError]:
         if not texts:
             return {}
+        negative, adapters = kind
         try:
-            return {(text, negative): one for text, one in zip(texts, self._network.encode(texts, negative), strict=True)}
+            with self._network.adapting(adapters) if adapters else nullcontext():
+                return {(text, kind): one for text, one in zip(texts, self._network.encode(texts, negative), strict=True)}
         except ValueError as error:
             if len(texts) == 1:
-                return {(texts[0], negative): RowError(str(error), "negative_prompt" if negative else "prompt")}
-            return {key: one for text in texts for key, one in self._fresh([text], negative).items()}
+                return {(texts[0], kind): RowError(str(error), "negative_prompt" if negative else "prompt")}
+            return {key: one for text in texts for key, one in self._fresh([text], kind).items()}
 
     def _encoded(self, move: EncodeMove, found: list[Condition | RowError]) -> Encoded | RowError:
         conditions = [condition for condition in found if isinstance(condition, Condition)]
@@ -76,7 +81,7 @@ class Conditions:
             _, forgotten = self._known.popitem(last=False)
             self._bytes -= forgotten.bytes
 
-
-def _keys(move: EncodeMove) -> list[Key]:
-    """The prompt, and the text that guidance leads away from if there is one."""
-    return [(text, i > 0) for i, text in enumerate(move.texts)]
+    def _keys(self, move: EncodeMove) -> list[Key]:
+        """The prompt, and the text that guidance leads away from if there is one."""
+        adapters = tuple((name, scale) for name, scale in move.adapters if scale and name in self._network.text_adapters)
+        return [(text, (i > 0, adapters)) for i, text in enumerate(move.texts)]

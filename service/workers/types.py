@@ -116,7 +116,7 @@ class Latent:
 @dataclass(frozen=True, slots=True)
 class EncodeMove:
     """Texts, and the picture to start from: RGB bytes of `width` by `height` pixels, with one byte a pixel of its mask. Pictures
-    of the first text will be judged by `scorer`, where there is one."""
+    of the first text will be judged by `scorer`, where there is one. `adapters` are names and scales."""
 
     texts: tuple[str, ...]
     width: int
@@ -124,6 +124,7 @@ class EncodeMove:
     image: bytes = b""
     mask: bytes = b""
     scorer: str = ""
+    adapters: Adapters = ()
 
 
 @dataclass(frozen=True, slots=True)

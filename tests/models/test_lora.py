@@ -15,6 +15,7 @@ from service.models import row_subset
 from service.models.errors import ModelError
 from service.models.lora import Chosen, LoraAdapters
 from tests.adapters import RandomAdapter, merged, random_adapter
+from tests.pipeline_checkpoints.parts import clip_encoder
 
 LAYERS = ("stem", "body.0", "body.2", "windows", "head")
 
@@ -185,6 +186,44 @@ def test_bfloat16_networks_get_updates_of_their_own_dtype(adapters: dict[str, Ra
     assert loaded.bytes == 2 * sum(sizes)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+         "text_encoder_2.text_model.encoder.layers.1.mlp.fc1.lora_A.weight"),
+        ("text_encoder.encoder.layers.0.self_attn.q_proj.lora_A.weight", "text_encoder_2.encoder.layers.1.mlp.fc1.lora_A.weight"),
+        ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight",
+         "lora_te2_text_model_encoder_layers_1_mlp_fc1.lora_down.weight"),
+        ("lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight",
+         "lora_te2_text_model_encoder_layers_1_mlp_fc1.lora_down.weight"),
+        ("text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora.down.weight",
+         "text_encoder_2.text_model.encoder.layers.1.mlp.fc1.lora_linear_layer.down.weight"),
+    ],
+)  # fmt: skip
+def test_text_encoders_are_adapted_for_those_texts_alone(network: Network, tmp_path: Path, names: tuple[str, str]) -> None:
+    """By every name that files have for layers of CLIP, whichever class it is loaded as."""
+    encoders = {"text_encoder": clip_encoder(80, projected=False), "text_encoder_2": clip_encoder(80, projected=True, seed=6)}
+    layers = ("encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.1.mlp.fc1")
+    parts = [random_adapter(encoder, [layer], seed=7) for encoder, layer in zip(encoders.values(), layers, strict=True)]
+    tensors = {}
+    for name, layer, adapter in zip(names, layers, parts, strict=True):
+        down, up = adapter.halves[layer]
+        tensors |= {name: down, name.replace("lora_A", "lora_B").replace("down.weight", "up.weight"): up}
+    tensors |= random_adapter(network, ["body.0"]).tensors("transformer.", "peft", alphas=False)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "ink.safetensors")
+    loaded = LoraAdapters(network, {"ink": tmp_path / "ink.safetensors"}, encoders)
+    assert loaded.text_names == ("ink",)
+    ids, x = torch.arange(3 * 77).view(3, 77) % 80, torch.randn(1, 3, 8, 8)
+    plain = network(x)
+    for encoder, adapter in zip(encoders.values(), parts, strict=True):
+        without, expected = encoder(ids)[0], merged(encoder, [(adapter, 0.5)])(ids)[0]
+        with loaded.applied_to_texts((("ink", 0.5),)):
+            torch.testing.assert_close(encoder(ids)[0], expected, rtol=1e-4, atol=1e-4)
+            assert torch.equal(network(x), plain), "the denoiser has no part in it"
+        assert torch.equal(encoder(ids)[0], without)
+        assert (expected - without).abs().max() > 0.01
+
+
 def zeros(*shape: int) -> Tensor:
     return torch.zeros(shape)
 
@@ -206,7 +245,9 @@ def zeros(*shape: int) -> Tensor:
         ({"lora_unet_body_0.hada_w1_a": zeros(2, 8)}, "it belongs to LoHa"),
         ({"body.0.weight": zeros(16, 8)}, "tensor body.0.weight: it is no part of a LoRA adapter"),
         ({"text_encoder.layers.0.lora_A.weight": zeros(2, 8), "text_encoder.layers.0.lora_B.weight": zeros(8, 2)},
-         "adapters are for the denoiser only"),
+         "tensor text_encoder.layers.0.lora_A.weight: the text_encoder has no layer of that name"),
+        ({"lora_te2_layers_0.lora_down.weight": zeros(2, 8), "lora_te2_layers_0.lora_up.weight": zeros(8, 2)},
+         "tensor lora_te2_layers_0.lora_down.weight: the text_encoder_2 has no layer of that name"),
         ({"body.0.lora_A.weight": zeros(2, 8), "body.0.lora_B.weight": zeros(16, 2), "body.0.alpha": torch.tensor(torch.nan)},
          "tensor body.0.alpha must be one finite number"),
         ({"body.0.lora_A.weight": zeros(2, 8), "body.0.lora_B.weight": zeros(16, 2),
@@ -272,7 +313,7 @@ def test_kohyas_names_of_a_unet_are_read_as_diffusers_reads_them(tmp_path: Path)
         tensors[f"lora_unet_{written}.lora_down.weight"], tensors[f"lora_unet_{written}.lora_up.weight"] = adapter.halves[layer]
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "ink.safetensors")
     loaded = LoraAdapters(unet, {"ink": tmp_path / "ink.safetensors"})
-    assert loaded._updates["ink"].keys() == set(names.values())
+    assert {layer for _, layer in loaded._updates["ink"]} == set(names.values())
     converted, _ = diffusers.StableDiffusionXLPipeline.lora_state_dict(tmp_path / "ink.safetensors", unet_config=unet.config)
     theirs = {re.sub(r"^unet\.|\.processor|[._]lora\.down\.weight$", "", name): tensor for name, tensor in converted.items()}
     for layer in names.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,8 +63,9 @@ class Pipeline:
         self.signature = (f"{SIGNED.get(self.noise.prediction, self.noise.prediction)}(x,t)",)
         self.transformer = components.parts[self.denoiser]
         self.vae = components.parts["vae"]
-        self._lora = LoraAdapters(self.transformer, components.lora)
-        self.adapters = self._lora.names
+        encoders = {name: part for name, part in components.parts.items() if name.startswith("text_encoder")}
+        self._lora = LoraAdapters(self.transformer, components.lora, encoders)
+        self.adapters, self.text_adapters = self._lora.names, self._lora.text_names
         networks = (part for part in components.parts.values() if isinstance(part, torch.nn.Module))
         self.parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
 
@@ -92,6 +94,10 @@ class Pipeline:
     def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         """One condition a text; `negative` ones are what guidance leads away from."""
         raise NotImplementedError
+
+    def adapting(self, adapters: Adapters) -> AbstractContextManager[None]:
+        """While it lasts, texts are encoded with these adapters."""
+        return self._lora.applied_to_texts(adapters)
 
     def evaluate(
         self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, conditions: Sequence[Condition], adapters: Sequence[Adapters]
