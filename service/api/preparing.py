@@ -144,6 +144,7 @@ def _size(card: ModelCard, rule: SizeRule, text: str) -> tuple[int, int]:
     return size
 
 
+LONGEST_CAPTION = 16384
 PHOTO_STRENGTH = 0.8
 """How far a given picture changes where a request does not say: much, and still itself."""
 
@@ -173,8 +174,11 @@ def image_parameters(
 
 
 def _check_caption(service: Service, card: ModelCard, text: str, param: str) -> None:
-    """Raises InvalidField for a caption that a model of few words cannot read; others take any text."""
+    """Raises InvalidField for a caption that a model of few words cannot read, or that takes long to be cut to what one of many
+    words reads of it."""
     if not card.vocab_size:
+        if len(text) > LONGEST_CAPTION:
+            raise InvalidField(param, f"{param} has {len(text)} characters; captions have at most {LONGEST_CAPTION}")
         return
     codec = service.codec(card.folder)
     if not text.strip():

@@ -58,7 +58,13 @@ def test_a_request_that_says_nothing_gets_the_pipelines_own_procedure(sd3: Serve
 
 @pytest.mark.parametrize(
     ("body", "param"),
-    [({"size": "50x32"}, "size"), ({"size": "512x512"}, "size"), ({"procedure": {"name": "flow_map"}}, "procedure.name")],
+    [
+        ({"size": "50x32"}, "size"),
+        ({"size": "512x512"}, "size"),
+        ({"procedure": {"name": "flow_map"}}, "procedure.name"),
+        ({"prompt": "a" * 16385}, "prompt"),
+        ({"negative_prompt": "a " * 9000}, "negative_prompt"),
+    ],
 )
 def test_what_the_network_cannot_do_is_a_400(sd3: Server, body: dict[str, object], param: str) -> None:
     answer = sd3.post("/v1/generate", {"model": "sd3", "prompt": "a"} | body)
