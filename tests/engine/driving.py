@@ -35,9 +35,11 @@ def text_request(name: str, seed: int, procedure: str = "autoregressive", **opti
     return Submit(name, "text", procedure, parameters, seed, work, 0.0)
 
 
-def image_request(name: str, seed: int, procedure: str = "euler", steps: int = 5, guidance: float = 2.0) -> Submit:
+def image_request(
+    name: str, seed: int, procedure: str = "euler", steps: int = 5, guidance: float = 2.0, **parameters: Any
+) -> Submit:
     work = ImageWork(f"{chr(35 + seed % 25)}12", 8, 8)
-    return Submit(name, "image", procedure, {"steps": steps, "guidance": guidance}, seed, work, 0.0)
+    return Submit(name, "image", procedure, {"steps": steps, "guidance": guidance} | parameters, seed, work, 0.0)
 
 
 def one_of_every_kind(count: int) -> list[Submit]:
@@ -53,6 +55,10 @@ def one_of_every_kind(count: int) -> list[Submit]:
         lambda n, i: image_request(n, i, "ddim", 6),
         lambda n, i: image_request(n, i, "flow_map", 1 + i % 4),
         lambda n, i: image_request(n, i, "consistency", 3),
+        lambda n, i: image_request(n, i, "unipc", 5 + i % 3, schedule="karras"),
+        lambda n, i: image_request(n, i, "euler_ancestral", 4),
+        lambda n, i: image_request(n, i, "restart", 2, restarts=2),
+        lambda n, i: image_request(n, i, "euler", 4, churn=1.0, guidance_interval=[0.2, 0.9], guidance_rescale=0.5),
         lambda n, i: text_request(n, i, "block_diffusion", parameters={"factor": 1.0, "block_length": 4}),
         lambda n, i: text_request(n, i, "block_diffusion", parameters={"rule": "margin", "steps": 4}),
         lambda n, i: text_request(n, i, "block_diffusion", parameters={"rule": "entropy", "steps": 5}, sampling=PENALISED),

@@ -36,7 +36,7 @@ def _run(folder: Path, requests: list[Submit], **settings: Any) -> tuple[dict[in
 
 
 def test_logits_and_pixels_have_the_same_bits_alone_and_in_a_crowd(tmp_path: Path) -> None:
-    requests = one_of_every_kind(14)
+    requests = one_of_every_kind(18)
     crowd_logits, crowd = _run(tmp_path, requests)
     for request in requests:
         logits, alone = _run(tmp_path, [request])
