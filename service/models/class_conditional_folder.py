@@ -56,7 +56,10 @@ def load_class_conditional(
         codec = AutoencoderCodec(load_network(folder / "vae", PARTS["vae"], "AutoencoderKL", dtype, device))
     network = load_dit(name, folder, config, dtype, device)
     if config.layout != "dit":
-        return _joined(network, codec, *FLOWS[config.layout])
+        noise, procedure = FLOWS[config.layout]
+        low, high = config.guidance_range
+        known = {"guidance": min(max(procedure["guidance"], low), high)} if config.guidance_input else {}
+        return _joined(network, codec, noise, {**procedure, **known})
     return _joined(network, codec, *_noise(read_object(scheduler) if scheduler.is_file() else DIT_SCHEDULER))
 
 

@@ -11,7 +11,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from service.models.class_conditional import ClassConditional
+from service.models.class_conditional_folder import PIPELINE as DIT_PIPELINE
+from service.models.class_conditional_folder import load_class_conditional, load_dit_pipeline
 from service.models.decoder import Decoder, DecoderConfig
+from service.models.dit import MODEL_TYPE as DIT
 from service.models.errors import ModelError
 from service.models.families import FAMILIES, read_config
 from service.models.family import Family
@@ -27,7 +31,7 @@ from service.models.latent_network import LatentNetwork
 from service.models.memory import available_memory
 from service.models.model_spec import EMBEDDED, ModelSpec, readable
 from service.models.pipelines.folder import load_pipeline
-from service.models.pipelines.index import INDEX
+from service.models.pipelines.index import INDEX, read_object
 from service.models.safetensors_files import SafetensorsFolder
 
 __all__ = ["EMBEDDED", "ImageModel", "ModelError", "ModelSpec", "TextModel", "fast_dtype", "load_model"]
@@ -84,12 +88,14 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
         if (spec.folder / INDEX).is_file():
             return _load_pipeline(spec, device)
         config = _read_json(spec, "config.json")
-        _check_tokenizer(spec)
         kind = config.get("model_type")
+        if kind == DIT:
+            return _load_class_conditional(spec, config, device)
+        _check_tokenizer(spec)
         if kind == FLOW:
             return _load_image_model(spec, config, device)
         if not isinstance(kind, str) or kind not in FAMILIES:
-            raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW])}")
+            raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW, DIT])}")
         _refuse(spec, PICTURE_OPTIONS, "is for pipelines that make pictures, and this is a text model")
         model = _load_text_model(spec, config, device, kv_memory)
         if (spec.draft_model or spec.heads) and not model.network.config.says_next:
@@ -195,9 +201,26 @@ def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.devic
 
 def _load_pipeline(spec: ModelSpec, device: torch.device) -> ImageModel:
     _refuse(spec, TEXT_OPTIONS, "is for text models, and this one makes pictures")
-    network = load_pipeline(spec.name, spec.folder, spec.dtype or fast_dtype(device), device, dict(spec.lora))
+    dtype = spec.dtype or fast_dtype(device)
+    if read_object(spec.folder / INDEX).get("_class_name") == DIT_PIPELINE:
+        return _class_conditional(spec, load_dit_pipeline(spec.name, spec.folder, dtype, device))
+    network = load_pipeline(spec.name, spec.folder, dtype, device, dict(spec.lora))
     network.steps = network.steps if spec.steps is None else spec.steps
     network.guidance = network.guidance if spec.guidance is None else spec.guidance
+    return ImageModel(spec, network, network.parameters)
+
+
+def _load_class_conditional(spec: ModelSpec, json: dict[str, Any], device: torch.device) -> ImageModel:
+    _refuse(spec, TEXT_OPTIONS, "is for text models, and this one makes pictures")
+    dtype = spec.dtype or fast_dtype(device)
+    return _class_conditional(spec, load_class_conditional(spec.name, spec.folder, json, dtype, device))
+
+
+def _class_conditional(spec: ModelSpec, network: ClassConditional) -> ImageModel:
+    _refuse(spec, ("lora",), "is for pipelines whose prompt is a text, and this model's is a class")
+    given = {"steps": spec.steps, "guidance": spec.guidance}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    network.default_procedure = {**network.default_procedure, **chosen}
     return ImageModel(spec, network, network.parameters)
 
 

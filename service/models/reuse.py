@@ -33,6 +33,9 @@ BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks", "layers", "blo
 UNBATCHED = ("image_rotary_emb", "rotation")
 """Arguments of blocks that are the same for all rows, whatever their first dimension is: tables of positions."""
 
+MASKS = ("attn_mask", "mask")
+"""Arguments of blocks that say which tokens of their one sequence are no padding, which stands behind the others."""
+
 
 def reusable(network: nn.Module) -> bool:
     """Whether the network has lists of blocks that can be skipped."""
@@ -41,11 +44,8 @@ def reusable(network: nn.Module) -> bool:
 
 
 @contextmanager
-def reusing(network: nn.Module, rows: Sequence[Reuse | None], deciding: int | None = None) -> Iterator[None]:
+def reusing(network: nn.Module, rows: Sequence[Reuse | None]) -> Iterator[None]:
     """For one call of `network` in which row i of the batch is `rows[i]`'s (None: it neither reuses nor remembers).
-
-    deciding: how many tokens, from the first on, decide; None: all of the first block's. Give it where text stands behind
-    the picture's tokens: its padding is not the row's own.
 
     What the rows remember changes when the call has succeeded, and only then. Raises ValueError for a network without
     blocks to skip.
@@ -55,7 +55,7 @@ def reusing(network: nn.Module, rows: Sequence[Reuse | None], deciding: int | No
         return
     if not reusable(network):
         raise ValueError(f"{type(network).__name__} has no blocks whose outputs could be reused")
-    evaluation = _Evaluation(rows, deciding)
+    evaluation = _Evaluation(rows)
     blocks = [block for blocks in _lists(network) for block in blocks]
     before = [block.__dict__.get("forward") for block in blocks]
     try:
@@ -89,9 +89,8 @@ class _Evaluation:
     """One call of the network: who goes on behind the first block, and what it adds."""
 
     rows: Sequence[Reuse | None]
-    deciding: int | None
     going: list[int] = field(default_factory=list)
-    first: Tensor | None = None
+    first: list[Tensor] = field(default_factory=list)
     entered: Streams = ()
     added: list[list[tuple[Added | None, ...]]] = field(default_factory=list)
 
@@ -101,24 +100,30 @@ class _Evaluation:
 
     def remembers(self, row: int) -> bool:
         """Whether what is computed of this row is kept for its next evaluations."""
-        reuse = self.rows[row]
-        return reuse is not None and reuse.threshold > 0.0
+        return self._threshold(row) > 0.0
 
-    def decide(self, residual: Tensor) -> None:
-        """From what the first block added to the picture's tokens, [R, S, d]."""
+    def decide(self, residual: Tensor, mask: Tensor | None) -> None:
+        """From what the first block added to its tokens, [R, S, d]; `mask` bool [R, S]: which of them are the row's, from the
+        first on, and no padding."""
         if len(residual) != len(self.rows):
             raise ValueError(f"{len(residual)} rows are evaluated, but {len(self.rows)} were announced")
-        self.first = residual[:, : self.deciding]
-        changes = [
-            relative_change(self.first[i], row.memory.first)
-            for i, row in enumerate(self.rows)
-            if row is not None and row.memory is not None
-        ]
-        known = iter(torch.stack(changes).tolist() if changes else [])
-        for i, row in enumerate(self.rows):
-            same = row is not None and row.memory is not None and next(known) <= row.threshold
-            if not same or not self.remembers(i):
-                self.going.append(i)
+        lengths = [residual.shape[1]] * len(residual) if mask is None else mask.sum(dim=1).tolist()
+        self.first = [row[:length] for row, length in zip(residual, lengths, strict=True)]
+        known = [i for i in range(len(self.rows)) if self._comparable(i)]
+        changes = [relative_change(self.first[i], self.memory(i).first) for i in known]
+        found = torch.stack(changes).tolist() if changes else []
+        reusing = {i for i, change in zip(known, found, strict=True) if change <= self._threshold(i)}
+        self.going = [i for i in range(len(self.rows)) if i not in reusing]
+
+    def _threshold(self, row: int) -> float:
+        reuse = self.rows[row]
+        return 0.0 if reuse is None else reuse.threshold
+
+    def _comparable(self, row: int) -> bool:
+        """Whether the row remembers an evaluation of as many tokens."""
+        reuse = self.rows[row]
+        remembered = self.remembers(row) and reuse is not None and reuse.memory is not None
+        return remembered and self.memory(row).first.shape == self.first[row].shape
 
     def memory(self, row: int) -> Memory:
         reuse = self.rows[row]
@@ -127,7 +132,7 @@ class _Evaluation:
 
     def finish(self) -> None:
         """Raises ValueError where the network did not run its blocks."""
-        if self.first is None:
+        if not self.first:
             raise ValueError("no block of the network was run")
         for i, row in enumerate(self.rows):
             if row is None or not self.remembers(i):
@@ -161,7 +166,9 @@ class _Block:
             streams = _streams(given)
             after = streams[-1]
             assert after is not None
-            evaluation.decide(after[:, : hidden.shape[1]] - hidden[:, : after.shape[1]])
+            length = min(hidden.shape[1], after.shape[1])
+            mask = _mask(arguments, hidden)
+            evaluation.decide(after[:, :length] - hidden[:, :length], None if mask is None else mask[:, :length])
             evaluation.entered = streams
             return given
         given = self._of_those_that_go(bound)
@@ -243,6 +250,15 @@ def _hidden(arguments: dict[str, Any]) -> Tensor:
     value = arguments["hidden_states"] if "hidden_states" in arguments else next(iter(arguments.values()))
     assert isinstance(value, Tensor)
     return value
+
+
+def _mask(arguments: dict[str, Any], hidden: Tensor) -> Tensor | None:
+    """Which tokens [R, S] of the sequence are no padding, where the block is told."""
+    for name in MASKS:
+        mask = arguments.get(name)
+        if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.numel() == hidden.shape[0] * hidden.shape[1]:
+            return mask.reshape(hidden.shape[:2])
+    return None
 
 
 def _streams(given: Any) -> Streams:

@@ -54,7 +54,6 @@ class Reuse:
 
 
 def relative_change(residual: Tensor, former: Tensor) -> Tensor:
-    """mean |r - r'| / mean |r'| of residuals [S, d], the tokens that both have; not finite where there was no residual."""
-    length = min(len(residual), len(former))
-    residual, former = residual[:length].float(), former[:length].float()
-    return (residual - former).abs().mean() / former.abs().mean()
+    """mean |r - r'| / mean |r'| of residuals [S, d]; not a number where nothing was added, now and then."""
+    former = former.float()
+    return (residual.float() - former).abs().mean() / former.abs().mean()

@@ -112,10 +112,22 @@ def qwen_image() -> tuple[nn.Module, Inputs]:
     }  # fmt: skip
 
 
+def z_image() -> tuple[nn.Module, Inputs]:
+    from diffusers import ZImageTransformer2DModel
+
+    network = ZImageTransformer2DModel(
+        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=16, n_layers=3, n_refiner_layers=1, n_heads=2,
+        n_kv_heads=2, cap_feat_dim=16, axes_dims=[2, 2, 4], axes_lens=[256, 16, 16],
+    )  # fmt: skip
+    captions = [noise(length, 16, seed=length) for length in (5, 40, 33, 1)]  # padded to multiples of 32
+    return randomised(network, scale=0.2), {"t": torch.arange(4.0) / 4, "cap_feats": captions}
+
+
 LATENTS: dict[str, tuple[int, ...]] = {"flux": (4, 4), "flux_2": (4, 4), "qwen_image": (4, 16)}
-FIRST: dict[str, str] = {"dit": "x", "embedded": "x"}
+FIRST: dict[str, str] = {"dit": "x", "embedded": "x", "z_image": "x"}
 NETWORKS: list[Callable[[], tuple[nn.Module, Inputs]]] = [
     dit, diffusers_class_conditional, embedded, stable_diffusion_3, flux, flux_2, pixart, sana, qwen_image,
+    z_image,
 ]  # fmt: skip
 
 
@@ -128,7 +140,7 @@ class Run:
         self.first = FIRST.get(build.__name__, "hidden_states")
         self.start = noise(4, *LATENTS.get(build.__name__, (3, 8, 8) if build is embedded else (4, 8, 8)), seed=1)
         self.drift = noise(*self.start.shape, seed=4) * torch.tensor([0.0, 0.05, 0.2, 2.0]).view(-1, *[1] * (self.start.ndim - 1))
-        self.deciding = 16 if build is embedded else None
+        self.listed = build is z_image  # takes and gives a list of latents with an axis of time
 
     @torch.no_grad()
     def evaluate(self, step: int, rows: list[int], reuse: list[Reuse | None]) -> Tensor:
@@ -142,8 +154,11 @@ class Run:
         if "text" in inputs:  # padded to the longest of this call, as the worker does
             inputs["text"] = inputs["text"][:, : int((inputs["text"] != 0).sum(1).max())]
         x = (self.start + step * self.drift)[rows]
-        with reusing(self.network, reuse, self.deciding):
-            out = self.network(**{self.first: x}, **inputs)
+        given = list(x.unsqueeze(2)) if self.listed else x
+        with reusing(self.network, reuse):
+            out = self.network(**{self.first: given}, **inputs)
+        if self.listed:
+            return torch.stack(out.sample).squeeze(2)
         return out if isinstance(out, Tensor) else out.sample
 
     def alone(self, row: int, threshold: float) -> tuple[list[Tensor], list[int]]:
