@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from service.models.latent_network import Adapters, Condition, GuidanceInput, Unadapted, classifier_free
+from service.models.reuse_memory import Reuse
 from service.procedures.noise import NoiseProcess
 from service.procedures.sizes import SizeRule
 
@@ -24,6 +26,8 @@ class ToyNetwork(Unadapted):
     sizes = SizeRule((64, 64), multiple_of=8, smallest=16, largest=128, area=128 * 64)
     adapters: tuple[str, ...] = ("brighter",)
     scorers: tuple[str, ...] = ()
+    guidance_range = None
+    reuses = False
     decodes = True
     run_by = "torch"
     parameters = 100
@@ -52,6 +56,10 @@ class ToyNetwork(Unadapted):
         data = torch.stack([condition.tensors["mean"] for condition in conditions])
         data = data + torch.tensor([sum(scale for _, scale in row) for row in adapters])
         return (x - 0.3 * torch.tanh(data).view(-1, 1, 1, 1)) / t.clamp_min(1e-3).view(-1, 1, 1, 1)
+
+    def reusing(self, rows: Sequence[Reuse | None]) -> AbstractContextManager[None]:
+        assert not any(rows)
+        return nullcontext()
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
         return classifier_free(conditional, unconditional, scale)

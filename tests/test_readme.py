@@ -13,6 +13,7 @@ import pytest
 
 from service.api.schemas import GenerateBody
 from service.bench import add_arguments
+from service.models.dit import DitConfig
 from service.models.families import FAMILIES
 from service.models.model_spec import OPTIONS
 from service.models.pipelines.registry import FAMILIES as PIPELINES
@@ -54,6 +55,11 @@ def test_the_table_of_families_is_the_families_that_are_served() -> None:
 
 def test_the_table_of_pipelines_is_the_pipelines_that_are_served() -> None:
     assert table_names("Image models") - {"model_index.json"} == set(PIPELINES)
+
+
+def test_the_table_of_class_conditional_models_is_what_their_config_takes() -> None:
+    fields = re.findall(r"^\| (`[^|]*)\|", section("Class-conditional models"), re.MULTILINE)
+    assert {name for row in fields for name in re.findall(r"`(\w+)`", row)} == set(DitConfig.__struct_fields__)
 
 
 def test_the_bodies_of_the_curl_examples_are_valid() -> None:

@@ -14,7 +14,17 @@ from service.engine.latent_rows import latent_rows, sampler_parameters, takes_gu
 from service.engine.messages import Done, FinishReason, FromEngine, ImageWork, ModelCard, Preview, Submit
 from service.procedures.types import DecodeRow, EncodeRow, LatentRow, PictureRow
 from service.procedures.underway import Underway
-from service.workers.types import DecodeMove, Encoded, EncodeMove, Latent, LatentMove, LatentOutcome, Picture, RefineMove
+from service.workers.types import (
+    DecodeMove,
+    Encoded,
+    EncodeMove,
+    Latent,
+    LatentMove,
+    LatentOutcome,
+    Picture,
+    RefineMove,
+    Reuse,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +32,7 @@ class ImageRequest(Request):
     """Refines a latent through the rows of a sampler table, once its text is a condition.
 
     `encoded` is what its text became; `latent` waits to be shown, as the picture or, before the last row, as a preview.
+    `reuse` is what its evaluations leave for the next ones, of those with its text and of those without.
     """
 
     work: ImageWork = msgspec.UNSET  # type: ignore[assignment]
@@ -32,6 +43,7 @@ class ImageRequest(Request):
     nfe: int = 0
     encoded: Encoded | None = None
     latent: Latent | None = None
+    reuse: tuple[Reuse, ...] = ()
 
     @classmethod
     def begin(cls, submit: Submit, work: ImageWork, card: ModelCard) -> Self:
@@ -45,6 +57,17 @@ class ImageRequest(Request):
         typed = sampler_parameters(procedure, parameters)
         self.rows = latent_rows(typed.table(self.card.noise, self._tokens), typed, self.card)
         self.course = Course(procedure, typed, len(self.rows))
+        self.reuse = self.fresh_reuse()
+
+    def fresh_reuse(self) -> tuple[Reuse, ...]:
+        """Of a request that has not been evaluated; nothing where it does not reuse."""
+        threshold = self.course.parameters.reuse_threshold
+        return (Reuse(threshold), Reuse(threshold)) if threshold else ()
+
+    @property
+    def reused(self) -> int | None:
+        """Evaluations that ran the first block alone; None where the request does not reuse."""
+        return sum(row.reused for row in self.reuse) if self.reuse else None
 
     def hasten(self, rows: int) -> None:
         """Go on, when some rows have run, in at most so many: by jumps or, where the network knows none, by the same sampler's
@@ -104,7 +127,7 @@ class ImageRequest(Request):
         final = row.index == len(self.rows) - 1
         return RefineMove(
             row, self.table.blocks[0], self.submit.seed, work.width, work.height, self.encoded, final or self.wants_preview(),
-            final, tuple(work.adapters),
+            final, tuple(work.adapters), reuse=self.reuse,
         )  # fmt: skip
 
     def moves(self, rows: Sequence[Any]) -> list[LatentMove]:
@@ -150,5 +173,7 @@ class ImageRequest(Request):
     def end(self, reason: FinishReason, now: float, picture: Picture | None = None) -> Done:
         choices = self.submit.choices
         planned = choices[0].nfe if choices else None
-        done = self.done(reason, now, picture, forwards=self.forwards, nfe=self.nfe, planned_nfe=planned)
+        done = self.done(
+            reason, now, picture, forwards=self.forwards, nfe=self.nfe, planned_nfe=planned, reused=self.reused
+        )  # fmt: skip
         return msgspec.structs.replace(done, ran=self.course.described(len(self.rows))) if choices else done

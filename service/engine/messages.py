@@ -135,7 +135,8 @@ class ModelCard(msgspec.Struct, frozen=True):
 
     Of models for pictures, `vocab_size` is 0 where texts are not checked before the engine has them; `noise` is what training
     did to data, `guidance_range` what scales of it are known as an input, `pixels_per_token` the side of what the network
-    sees as one token; `procedure_defaults` are parameters for requests that name no procedure, or the default one.
+    sees as one token; `procedure_defaults` are parameters for requests that name no procedure, or the default one; it
+    `reuses` what its blocks said in former steps where a request asks for it.
     `quality` is what was measured of its procedures, None where nothing was.
     """
 
@@ -160,6 +161,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     guidance_range: tuple[float, float] | None = None
     procedure_defaults: dict[str, Any] = {}
     quality: QualityTable | None = None
+    reuses: bool = False
     adapters: list[str] = []
     scorers: list[str] = []
     conditioned: bool = False
@@ -174,7 +176,7 @@ class ModelCard(msgspec.Struct, frozen=True):
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=False):
     """What a request cost; None where it does not apply. Seconds. `planned_nfe` are the evaluations that it would have got
-    without a deadline, `scored` the pictures that a search judged."""
+    without a deadline, `scored` the pictures that a search judged; `reused` of the `nfe` ran the network's first block alone."""
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -186,6 +188,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=False):
     nfe: int | None = None
     planned_nfe: int | None = None
     scored: int | None = None
+    reused: int | None = None
     queue_seconds: float = 0.0
     first_output_seconds: float | None = None
     total_seconds: float = 0.0

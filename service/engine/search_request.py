@@ -69,11 +69,14 @@ class Candidate(ImageRequest):
         return []
 
     def goes_on(self, ancestor: Candidate, reference: float) -> None:
-        """From the ancestor's latent, which stays in its own slot, but not from the noise of the row before."""
+        """From the ancestor's latent, which stays in its own slot, with what its evaluations left, but not from the noise of the
+        row before."""
         row = self.rows[self.at - 1]
         fork = Fork(ancestor.table.blocks[0], ancestor.submit.seed, row.draw, row.coefficients[4])
         self.source = None if ancestor is self else fork
         self.picture, self.score, self.reference = None, None, reference
+        for own, theirs in zip(self.reuse, ancestor.reuse, strict=True):
+            own.memory = theirs.memory
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +98,10 @@ class SearchRequest(Request):
         if isinstance(search, Particles):
             first.looks = resampling_rows([row.coefficients[4] for row in first.rows], search.every)
         seeds = [(submit.seed + i) % SEEDS for i in range(search.count)]
-        candidates = [replace(first, submit=msgspec.structs.replace(submit, seed=seed), table=BlockTable()) for seed in seeds]
+        candidates = [
+            replace(first, submit=msgspec.structs.replace(submit, seed=seed), table=BlockTable(), reuse=first.fresh_reuse())
+            for seed in seeds
+        ]
         return cls(submit, search.count, work=work, search=search, candidates=candidates)
 
     @property
@@ -169,5 +175,6 @@ class SearchRequest(Request):
 
     def end(self, reason: FinishReason, now: float, found: Sequence[Found] = ()) -> Done:
         nfe = sum(candidate.nfe for candidate in self.candidates)
-        done = self.done(reason, now, forwards=self.forwards, nfe=nfe, scored=self.scored)
+        reused = sum(candidate.reused or 0 for candidate in self.candidates) if self.candidates[0].reuse else None
+        done = self.done(reason, now, forwards=self.forwards, nfe=nfe, scored=self.scored, reused=reused)
         return msgspec.structs.replace(done, found=list(found))

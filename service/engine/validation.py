@@ -75,13 +75,18 @@ def _check_sampler(card: ModelCard, spec: Procedure, parameters: SamplerParamete
         table = parameters.table(card.noise, card.tokens(*card.sizes.default) if card.sizes else 0)
     except ValueError as error:
         raise InvalidField("procedure", f"{spec.name} with these parameters cannot be run by {card.name}: {error}") from None
+    if parameters.reuse_threshold and not card.reuses:
+        raise InvalidField(
+            "procedure.reuse_threshold",
+            f"{card.name} has no blocks that could be left out: it is no transformer, or one that the CPU kernel runs as a whole",
+        )
     guidance = parameters.guidance
     if card.guidance_range is not None and takes_guidance(card, table.takes_target):
         low, high = card.guidance_range
         if not low <= guidance <= high:
             raise InvalidField(
                 "procedure.guidance",
-                f"{card.name} takes guidance as an input of its flow map and knows {low:g} to {high:g}, not {guidance:g}",
+                f"{card.name} takes guidance as an input and knows {low:g} to {high:g}, not {guidance:g}",
             )
 
 

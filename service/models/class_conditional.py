@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from service.models.class_labels import ClassLabels
 from service.models.dit import DiT, DitConfig, Layout
-from service.models.latent_network import Adapters, Condition, Unadapted
+from service.models.latent_network import Adapters, Condition, GuidanceInput, Unadapted, classifier_free
 from service.models.picture_codec import PictureCodec
 from service.models.reuse import Reuse, reusing
 from service.procedures.noise import FlowTimes, NoiseProcess
@@ -46,7 +46,8 @@ class ClassConditional(Unadapted):
             raise ValueError(f"the network takes {config.channels} channels, and pictures are latents of {codec.channels}")
         self.network, self.codec, self.noise, self.default_procedure = network, codec, noise, procedure
         self.signature = SIGNATURES[config.layout]
-        self.guidance_input: Literal["no", "jumps", "always"] = "always" if config.guidance_input else "no"
+        self.guidance_input: GuidanceInput = "always" if config.guidance_input else "no"
+        self.guidance_range = config.guidance_range if config.guidance_input else None
         self.sizes = SizeRule.only(config.input_size * codec.factor, config.input_size * codec.factor)
         self.decodes = codec.factor > 1
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -76,8 +77,8 @@ class ClassConditional(Unadapted):
         return self.network(x, t, s, guidance, labels).float()
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
-        """Classifier-free guidance of outputs [R, C, H, W] by scales [R], of all channels alike (arXiv 2207.12598)."""
-        return unconditional + scale[:, None, None, None] * (conditional - unconditional)
+        """Classifier-free guidance of outputs [R, C, H, W] by scales [R], of all channels alike."""
+        return classifier_free(conditional, unconditional, scale)
 
     def reusing(self, rows: Sequence[Reuse | None]) -> AbstractContextManager[None]:
         """For one `evaluate` whose rows reuse what these remember."""

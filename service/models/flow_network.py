@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from service.models.flow_serving import KernelFlow, flow_evaluator
 from service.models.flow_transformer import FlowTransformer
 from service.models.latent_network import Adapters, Condition, GuidanceInput, Unadapted, classifier_free
+from service.models.reuse import Reuse, reusing
 from service.procedures.noise import NoiseProcess
 from service.procedures.parameters import FlowMapParameters
 from service.procedures.sizes import SizeRule
@@ -24,6 +26,7 @@ class FlowNetwork(Unadapted):
     noise = NoiseProcess()
     signature: tuple[str, ...] = ("velocity(x,t)", "flow_map(x,t,s)")
     guidance_input: GuidanceInput = "jumps"
+    guidance_range: tuple[float, float] | None
     decodes = False
 
     def __init__(self, network: FlowTransformer, tokenizer: Path, threads: int = 1, full: bool = False) -> None:
@@ -34,12 +37,15 @@ class FlowNetwork(Unadapted):
             "name": "flow_map", "guidance": min(max(FlowMapParameters().guidance, low), high)
         }  # fmt: skip
         self.scorers = config.scorers
+        self.guidance_range = config.guidance_range
         self.sizes = SizeRule.only(config.image_size, config.image_size)
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._device = next(network.parameters()).device
+        self._network = network
         self._evaluator = flow_evaluator(network, threads, full)
-        self.run_by = "the CPU kernel" if isinstance(self._evaluator, KernelFlow) else "torch"
+        self.reuses = not isinstance(self._evaluator, KernelFlow)
+        self.run_by = "torch" if self.reuses else "the CPU kernel"
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return self.config.channels, height, width
@@ -55,6 +61,10 @@ class FlowNetwork(Unadapted):
         self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, conditions: Sequence[Condition], adapters: Sequence[Adapters]
     ) -> Tensor:
         return self._evaluator(x, t, s, guidance, [condition.tensors["ids"].tolist() for condition in conditions])
+
+    def reusing(self, rows: Sequence[Reuse | None]) -> AbstractContextManager[None]:
+        """Needs blocks run by torch: the CPU kernel runs them all in one call."""
+        return reusing(self._network, rows)
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
         return classifier_free(conditional, unconditional, scale)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from service.models.reuse_memory import Reuse
 from service.procedures.noise import NoiseProcess
 from service.procedures.sizes import SizeRule
 from service.procedures.types import GuidanceInput
@@ -37,11 +38,12 @@ class LatentNetwork(Protocol):
     noise: what training did to data, and what the network returns.
     signature: entries such as "velocity(x,t)", "noise(x,t)", "data(x,t)", "consistency(x,t)", "flow_map(x,t,s)".
     guidance_input: where the scale of guidance is an argument of the network, so that no second row is needed: in no row, in
-        those that are told where they go ("jumps"), or "always".
+        those that are told where they go ("jumps"), or "always". guidance_range: the scales that it knows then; None: all.
     default_procedure: what a request runs that says nothing: {"name": "euler", "steps": 28, "guidance": 4.5}.
     sizes: of pictures.
     adapters: names of the LoRA adapters that a request may ask for; text_adapters: of those that change what texts become.
     scorers: names of those in `service.models.scorers` that judge this model's pictures, beside those that judge any.
+    reuses: whether rows can reuse what the network's blocks said before (`reusing`).
     decodes: whether latents go through a network of their own to become pictures; where not, the latent is the picture.
     run_by: what computes it, for the log; parameters: how many there are.
     """
@@ -49,10 +51,12 @@ class LatentNetwork(Protocol):
     noise: NoiseProcess
     signature: tuple[str, ...]
     guidance_input: GuidanceInput
+    guidance_range: tuple[float, float] | None
     sizes: SizeRule
     adapters: tuple[str, ...]
     text_adapters: tuple[str, ...]
     scorers: tuple[str, ...]
+    reuses: bool
     decodes: bool
     run_by: str
     parameters: int
@@ -83,6 +87,10 @@ class LatentNetwork(Protocol):
     ) -> Tensor:
         """The network's raw output, float32 like x. x float32 [R, C, H, W]; t, s (where the row goes: flow maps) and guidance
         float32 [R], times in the network's own units; R conditions, R rows' adapters."""
+        ...
+
+    def reusing(self, rows: Sequence[Reuse | None]) -> AbstractContextManager[None]:
+        """For one `evaluate` within it, whose rows reuse what these remember, where the network `reuses`."""
         ...
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:

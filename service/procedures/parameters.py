@@ -63,6 +63,15 @@ Strength = Annotated[
     float,
     Meta(gt=0.0, le=1.0, description="Share of the steps that a given picture goes through; 1 begins at noise."),
 ]
+ReuseThreshold = Annotated[
+    float,
+    Meta(
+        ge=0.0,
+        le=10.0,
+        description="Where what the first block adds has changed by at most this share since all blocks ran, the others are not "
+        "run again, and what they added then is added; 0 is off. Needs a transformer.",
+    ),
+]
 Eta = Annotated[
     float,
     Meta(ge=0.0, le=1.0, description="Fresh noise a step: 0 is deterministic, 1 is ancestral sampling or the SDE."),
@@ -89,6 +98,7 @@ class SamplerParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     shift: ShiftRange | None = None
     timesteps: Timesteps | None = None
     strength: Strength = 1.0
+    reuse_threshold: ReuseThreshold = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.guidance_interval

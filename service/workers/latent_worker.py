@@ -152,6 +152,8 @@ class LatentWorker:
         rows = [move.row for move in moves] + [moves[i].row for i in paired]
         conditions = [move.encoded.conditions[0] for move in moves] + [moves[i].encoded.conditions[1] for i in paired]
         adapters = [move.adapters for move in moves] + [moves[i].adapters for i in paired]
+        reuse = [move.reuse[0] if move.reuse else None for move in moves]
+        reuse += [moves[i].reuse[1] if moves[i].reuse else None for i in paired]
         index = torch.tensor(list(range(len(moves))) + paired, device=self.device)
         t = torch.tensor([row.t for row in rows], device=self.device)
         s = torch.tensor([row.s if row.takes_target else row.t for row in rows], device=self.device)
@@ -160,9 +162,11 @@ class LatentWorker:
         self._take_threads(1 if alone else len(rows), (moves[0].width, moves[0].height))
         every = [slice(i, i + 1) for i in range(len(rows))] if alone else [slice(None)]
         x = x[index]
-        evaluate = self.network.evaluate
-        out = torch.cat([evaluate(x[i], t[i], s[i], scale[i], conditions[i], adapters[i]) for i in every])
-        return guided(self.network, [move.row for move in moves], out)
+        parts = list[Tensor]()
+        for i in every:
+            with self.network.reusing(reuse[i]):
+                parts.append(self.network.evaluate(x[i], t[i], s[i], scale[i], conditions[i], adapters[i]))
+        return guided(self.network, [move.row for move in moves], torch.cat(parts))
 
     def _pictures(self, latents: Tensor) -> list[Picture]:
         every = latents.split(1) if self._batch_invariant else [latents]

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from service.models.latent_network import Adapters, Condition
+from service.models.reuse_memory import Reuse
 from service.procedures.types import Draft, LatentRow, Reading, TokenRow
 from service.workers.occurrences import Occurrences, Seen
 
@@ -157,7 +158,8 @@ class RefineMove:
     """One row of a request's sampler table. `slot` holds the latent; `shown` asks for what there is to be seen after the row:
     the state where it is the `final` row, and the estimate of the data before. The second of the conditions, where there is
     one, is what guidance leads away from. `adapters` are names and scales. Where there is a `source`, the row goes on from
-    another latent."""
+    another latent. `reuse`, where the request asked for it, is what it remembers of its evaluations with the first of the
+    conditions, and with the second."""
 
     row: LatentRow
     slot: int
@@ -169,6 +171,7 @@ class RefineMove:
     final: bool
     adapters: Adapters = ()
     source: Fork | None = None
+    reuse: tuple[Reuse, ...] = ()
 
 
 LatentMove = EncodeMove | DecodeMove | ScoreMove | RefineMove

@@ -14,6 +14,7 @@ from torch import Tensor
 from service.models.latent_network import Adapters, Condition, GuidanceInput, classifier_free
 from service.models.lora import LoraAdapters
 from service.models.pipelines.index import Part
+from service.models.reuse import Reuse, reusable, reusing
 from service.procedures.noise import NoiseProcess, from_scheduler_config
 from service.procedures.sizes import SizeRule
 
@@ -47,6 +48,7 @@ class Pipeline:
     exact: ClassVar[bool] = False
     signature: tuple[str, ...]
     guidance_input: GuidanceInput = "no"
+    guidance_range: tuple[float, float] | None = None
     decodes: bool = True
     scorers: tuple[str, ...] = ()
     run_by: str = "torch"
@@ -66,6 +68,7 @@ class Pipeline:
         encoders = {name: part for name, part in components.parts.items() if name.startswith("text_encoder")}
         self._lora = LoraAdapters(self.transformer, components.lora, encoders)
         self.adapters, self.text_adapters = self._lora.names, self._lora.text_names
+        self.reuses = reusable(self.transformer)  # no U-Net: it has no list of blocks that run one behind the other
         networks = (part for part in components.parts.values() if isinstance(part, torch.nn.Module))
         self.parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
 
@@ -105,6 +108,10 @@ class Pipeline:
         """The network's raw output for latents float32 [R, C, H, W]; t in the scheduler's units, 0 to 1000."""
         with self._lora.applied(adapters, self.lengths(conditions)):
             return self.predict(x if self.exact else x.to(self.dtype), t, guidance, conditions).float()
+
+    def reusing(self, rows: Sequence[Reuse | None]) -> AbstractContextManager[None]:
+        """For one `evaluate` within it, whose rows reuse what these remember."""
+        return reusing(self.transformer, rows)
 
     def lengths(self, conditions: Sequence[Condition]) -> Mapping[str, Sequence[int]]:
         """By the name of a module of the network that gets rows of unlike lengths behind one another: those lengths."""
