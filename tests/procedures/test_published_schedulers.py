@@ -43,8 +43,8 @@ CONFIGS: dict[str, tuple[str, str, str, str]] = {
     ),
     "DiT-XL-2-256": (
         '"_class_name": "DDIMScheduler", "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001, '
-        '"clip_sample": false, "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": true, "steps_offset": 0, '
-        '"trained_betas": null',
+        '"clip_sample": false, "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": true, '
+        '"steps_offset": 0, "trained_betas": null',
         "vp", "noise", "ddim",
     ),
     "PixArt-Sigma-XL-2-1024-MS": (SOLVER + '"prediction_type": "epsilon"', "vp", "noise", "dpmpp_2m"),
