@@ -50,6 +50,11 @@ class Request:
         """Whether it ends after the deadline that it was to be finished by; of others a deadline only limits the wait."""
         return bool(self.submit.choices) and self.submit.deadline is not None and now > self.submit.deadline
 
+    @property
+    def left(self) -> int:
+        """Network evaluations until a picture is finished; not known of texts."""
+        return 0
+
     def done(self, reason: FinishReason, now: float, picture: Picture | None = None, **counts: int | float | None) -> Done:
         arrived = self.submit.arrived
         usage = Usage(

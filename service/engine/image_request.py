@@ -136,6 +136,12 @@ class ImageRequest(Request):
     def fold_all(self, outcomes: Sequence[LatentOutcome], now: float) -> list[FromEngine]:
         return self.fold(outcomes[0], now)
 
+    @property
+    def left(self) -> int:
+        """As many for each row as for the next."""
+        rows = len(self.rows) - self.at
+        return rows * self.rows[self.at].evaluations if rows else 0
+
     def positions(self) -> int:
         """One slot for the latent."""
         return 1

@@ -1,7 +1,9 @@
 """One model's requests and memory: who is admitted, who moves next, and who gives way. Pure, as the scheduler is.
 
-A forward holds moves of one bucket: all that texts want, or one stage of pictures of one size. It is the bucket of whoever
-was served longest ago, so that a large picture, or the text of a new one, holds up the others for one forward.
+A forward holds moves of one bucket: all that texts want, or one stage of pictures of one size. Buckets take turns, so that a
+large picture, or the text of a new one, holds up the others for one forward. Texts within a forward's room are those served
+longest ago; pictures those that came and would be finished first, if each were alone: to move all of them by turns would only
+have all of them end late.
 
 Memory is taken as a request grows. Where none is left, the request that came last, of the lowest priority, is set back:
 it gives up its blocks, waits, and computes again what it had committed. The one that ranks first is never set back and
@@ -65,6 +67,8 @@ class Lane:
     preemptions: int = 0
     cached_tokens: int = 0
     turn: bool = False
+    _turns: dict[Bucket, int] = field(default_factory=dict)
+    _taken: int = 0
     _trials: dict[Situation, Trial] = field(default_factory=dict)
     _tried: Trial | None = None
 
@@ -161,11 +165,9 @@ class Lane:
         return ready
 
     def _within_budget(self, ready: list[AnyRequest]) -> list[Item]:
-        """Whoever was served longest ago first; but before all a large move that has waited for everybody. Between two such
-        forwards is one as usual."""
-        order = sorted(ready, key=_turn)
-        bucket = order[0].bucket
-        order = [request for request in order if request.bucket == bucket]
+        """Whose turn it is; but before all a large move that has waited for everybody. Between two such forwards is one as
+        usual."""
+        bucket, order = self._order(ready)
         affordable = self.costs[bucket].affordable(self.limits.seconds)
         room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
         moves = [(request, parted(request.propose(), min(room, self._short), self.limits.rows)) for request in order]
@@ -179,6 +181,16 @@ class Lane:
         assert head is not None
         others = [(request, rows) for request, rows in proposed if request is not first[0]]
         return self._filled(others, room - head.size, head)
+
+    def _order(self, ready: list[AnyRequest]) -> tuple[Bucket, list[AnyRequest]]:
+        """The bucket whose turn it is, of those that the first priority waits for, and who is in it in the order of moving."""
+        priority = min(request.submit.priority for request in ready)
+        buckets = dict.fromkeys(request.bucket for request in ready if request.submit.priority == priority)
+        bucket = min(buckets, key=lambda each: (self._turns.get(each, 0), _stage(each)))
+        self._taken += 1
+        self._turns[bucket] = self._taken
+        line = self.costs[bucket].line()
+        return bucket, in_order([request for request in ready if request.bucket == bucket], line[1] if line else 0.0)
 
     def _filled(self, proposed: list[Proposed], room: int, first: Item | None = None) -> list[Item]:
         """Behind the first, short moves in the order given, then prefill in what room is left."""
@@ -254,10 +266,20 @@ def _situation(rows: int, drafting: Sequence[TextRequest]) -> Situation:
     return rows.bit_length(), tuple(sorted({request.drafter for request in drafting}))
 
 
-def _turn(request: AnyRequest) -> tuple[int, int, int]:
-    """Whose move is due: of the lowest priority number, served longest ago, and then the stage that others wait for."""
-    stage = request.bucket[0]
-    return request.submit.priority, request.last_tick, 0 if stage is None else STAGES.index(stage)
+def in_order(requests: list[AnyRequest], seconds: float) -> list[AnyRequest]:
+    """Of one bucket, by priority. Texts: whoever was served longest ago first. Pictures, at so many seconds an evaluation:
+    whoever came and would be finished first if it were alone, so that a long one is overtaken by what comes while it would have
+    been at work, and by nothing later. Where somebody chose a time or a quality instead of steps, all move by turns, as what
+    they will be finished by is predicted."""
+    if requests[0].bucket == TEXTS or any(request.submit.choices for request in requests):
+        return sorted(requests, key=lambda request: (request.submit.priority, request.last_tick))
+    due = {request.id: request.submit.arrived + seconds * request.left for request in requests}
+    return sorted(requests, key=lambda request: (request.submit.priority, due[request.id], request.number))
+
+
+def _stage(bucket: Bucket) -> int:
+    """Those first that others wait for."""
+    return 0 if bucket[0] is None else STAGES.index(bucket[0])
 
 
 def _rank(request: AnyRequest) -> tuple[int, float, int]:

@@ -2,7 +2,7 @@
 
 Each model has a lane: a waiting line, the requests that hold memory, and the device time it has had. The lane that has
 had the least runs next (stride scheduling, Waldspurger and Weihl 1995), so that a token stream and an image batch share
-a device by measured seconds. Within a lane a forward is filled with moves of whoever was served longest ago.
+a device by measured seconds. Within a lane a forward is filled with moves of whoever's turn it is.
 """
 
 from __future__ import annotations

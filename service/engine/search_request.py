@@ -119,6 +119,10 @@ class SearchRequest(Request):
             candidate.table.blocks = [slot]
         return [candidate.move([row]) for candidate, row in zip(self._due(), rows, strict=False)]
 
+    @property
+    def left(self) -> int:
+        return sum(candidate.left for candidate in self.candidates)
+
     def positions(self) -> int:
         """A slot for every latent."""
         return self.search.count

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
+import torch
+
 from service.engine.cost import ForwardCost
 from service.engine.image_request import ImageRequest
-from service.engine.lane import Lane, Limits
-from service.engine.messages import ImageWork, ModelCard, Submit, TextWork
+from service.engine.lane import Lane, Limits, in_order
+from service.engine.messages import Choice, ImageWork, ModelCard, Submit, TextWork
 from service.engine.request import TextRequest
 from service.engine.scheduler import Scheduler
 from service.workers.block_pool import BlockPool
-from service.workers.types import Encoded, TokenRead
+from service.workers.types import Encoded, Latent, TokenRead
 
 TEXT = ModelCard("text", "text", "", [], [], "", 0, 300, 512)
 IMAGE = ModelCard("image", "image", "", [], [], "", 0, 300, 512, guidance_input="jumps")
@@ -25,9 +28,9 @@ def text(name: str, arrived: float = 0.0, prompt: int = 4, max_tokens: int = 8, 
     return TextRequest.begin(Submit(name, "text", "autoregressive", {}, 0, work, arrived, priority), work, TEXT, 16)
 
 
-def image(name: str, arrived: float = 0.0, procedure: str = "euler", size: int = 8) -> ImageRequest:
+def image(name: str, arrived: float = 0.0, procedure: str = "euler", size: int = 8, steps: int = 9) -> ImageRequest:
     work = ImageWork("3", size, size)
-    return ImageRequest.begin(Submit(name, "image", procedure, {"steps": 9}, 0, work, arrived), work, IMAGE)
+    return ImageRequest.begin(Submit(name, "image", procedure, {"steps": steps}, 0, work, arrived), work, IMAGE)
 
 
 def encoded(request: ImageRequest) -> ImageRequest:
@@ -92,12 +95,62 @@ def test_a_model_that_was_idle_has_not_saved_up_time() -> None:
     assert 4 <= chosen.count("image") <= 6
 
 
-def test_everybody_is_served_before_anybody_is_served_again() -> None:
+def test_every_text_is_served_before_any_is_served_again() -> None:
     s = scheduler(rows=5)
     for i in range(10):
-        s.add(image(f"i{i}", procedure="flow_map"))
+        s.add(text(f"t{i}"))
     served = [item.request.id for _ in range(4) for item in s.next_batch(0.0).items]
-    assert sorted(served) == sorted(f"i{i}" for i in range(10) for _ in range(2))
+    assert sorted(served) == sorted(f"t{i}" for i in range(10) for _ in range(2))
+
+
+def finished(s: Scheduler, seconds: float) -> list[str]:
+    """Who ends, in that order, where a forward has room for one and an evaluation takes so many seconds."""
+    for size in (1, 2, 3):
+        s.lanes["image"].costs["refine", 8, 8].observe(size, seconds * size)
+    ended: list[str] = []
+    while (batch := s.next_batch(0.0)) is not None:
+        (item,) = batch.items
+        request = item.request
+        assert isinstance(request, ImageRequest)
+        request.at += 1
+        if request.at == len(request.rows):
+            s.remove(request.id)
+            ended.append(request.id)
+    return ended
+
+
+def test_the_picture_that_has_least_left_is_finished_first() -> None:
+    s = scheduler(rows=1)
+    for name, steps in (("long", 9), ("short", 2), ("middle", 4), ("as long", 9)):
+        s.add(encoded(image(name, steps=steps)))
+    assert finished(s, 0.5) == ["short", "middle", "long", "as long"]
+
+
+def test_a_picture_is_not_overtaken_by_what_comes_after_it_would_have_been_finished() -> None:
+    s = scheduler(rows=1)
+    s.add(encoded(image("long", arrived=0.0, steps=9)))  # 18 evaluations: 9 s
+    s.add(encoded(image("soon", arrived=7.5, steps=1)))
+    s.add(encoded(image("late", arrived=8.5, steps=1)))
+    assert finished(s, 0.5) == ["soon", "long", "late"]
+
+
+def test_pictures_move_by_turns_where_their_end_is_predicted() -> None:
+    moved, waits = encoded(image("moved", steps=2)), encoded(image("waits", steps=9))
+    moved.last_tick, waits.last_tick = 8, 7
+    assert in_order([moved, waits], 0.5) == [moved, waits]
+    waits.submit = msgspec.structs.replace(waits.submit, choices=[Choice("euler", {"steps": 9}, 9, 18)])
+    assert in_order([moved, waits], 0.5) == [waits, moved]
+
+
+def test_those_who_wait_for_a_forward_do_not_keep_others_from_being_encoded_and_decoded() -> None:
+    s = scheduler(rows=1)
+    for i in range(3):
+        s.add(encoded(image(f"i{i}", steps=9)))
+    s.add(image("new"))
+    done = encoded(image("done"))
+    done.latent = Latent(torch.zeros(3, 8, 8))
+    s.add(done)
+    assert [s.next_batch(0.0).bucket[0] for _ in range(6)] == ["encode", "decode", "refine"] * 2
 
 
 def test_a_long_prefill_is_chunked_and_does_not_keep_decoding_from_its_tokens() -> None:
