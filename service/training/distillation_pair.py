@@ -23,6 +23,7 @@ from service.models import dit, flow_transformer
 from service.models.dit import DiT, DitConfig
 from service.models.dit_loading import load_dit
 from service.models.flow_transformer import FlowTransformer
+from service.models.scene_checker import check_scenes
 from service.training.caption_tokenizer import encode_captions
 from service.training.checkpointing import replace_file
 from service.training.scenes import draw_scenes
@@ -37,7 +38,8 @@ DIT_BETAS = (1e-4, 0.02, 1000)
 @dataclass(frozen=True)
 class DistillationPair:
     """`shape` is that of x without the batch, `empty` int64 [1] the condition that says nothing, `guidance_range` what the
-    student learns. `conditions(seed, count)` draws conditions; `write(folder, weights)` leaves the student, with these
+    student learns. `conditions(seed, count)` draws conditions; `right(seed, pictures)`, where something can say so, which
+    pictures show the conditions that were drawn with this seed; `write(folder, weights)` leaves the student, with these
     weights by its own parameters' names, as a folder that is served."""
 
     teacher: nn.Module
@@ -48,6 +50,7 @@ class DistillationPair:
     guidance_range: tuple[float, float]
     conditions: Callable[[tuple[int, ...], int], Captions]
     write: Callable[[Path, Mapping[str, Tensor]], None]
+    right: Callable[[tuple[int, ...], Tensor], list[bool]] | None = None
 
 
 def read_pair(folder: Path, guidance: tuple[float, float] | None) -> DistillationPair:
@@ -80,6 +83,9 @@ def _flow_transformer_pair(folder: Path, guidance: tuple[float, float] | None) -
         text = encode_captions(tokenizer, [*(scene.caption for scene in draw_scenes(seed, count).scenes), ""])
         return Captions(text[:-1], text[-1:].expand(count, -1))
 
+    def right(seed: tuple[int, ...], pictures: Tensor) -> list[bool]:
+        return [verdict.correct for verdict in check_scenes(pictures, draw_scenes(seed, len(pictures)).scenes)]
+
     def write(out: Path, weights: Mapping[str, Tensor]) -> None:
         _write_json(out, config.to_json())
         replace_file(out / "tokenizer.json", (folder / "tokenizer.json").read_bytes())
@@ -87,7 +93,9 @@ def _flow_transformer_pair(folder: Path, guidance: tuple[float, float] | None) -
 
     shape = config.channels, config.image_size, config.image_size
     empty = torch.tensor([config.null_token_id])
-    return DistillationPair(teacher, student, shape, config.max_text_tokens, empty, config.guidance_range, conditions, write)
+    return DistillationPair(
+        teacher, student, shape, config.max_text_tokens, empty, config.guidance_range, conditions, write, right
+    )
 
 
 class DitFlow(nn.Module):

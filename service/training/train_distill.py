@@ -46,7 +46,8 @@ class DistillationOptions:
     rows: a step; the share `velocity_share` of them keeps the velocity u(x, t, t), half of these at guidance 1 with
         `condition_dropout` of the conditions left out, half at the guidance of a path.
     guidance: the scales that the student learns as an input; None: the teacher's own range.
-    paths, paths_a_step: of the teacher that are kept, and that are new in every step. held_out_paths: to validate on.
+    paths, paths_a_step: of the teacher that are kept, and that are new in every step; with `only_correct`, of those alone that
+        end in a picture of what was asked, where the model has a checker. held_out_paths: to validate on.
     """
 
     teacher: Path
@@ -66,6 +67,7 @@ class DistillationOptions:
     decay_fraction: float = 0.5
     paths: int = 512
     paths_a_step: int = 2
+    only_correct: bool = False
     held_out_paths: int = 32
     evaluate_every: int = 100
     seed: int = 0
@@ -112,7 +114,9 @@ class Distiller:
             raise FileExistsError(f"{state_path} exists: continue it with --resume, or choose another folder")
         self.learner = Learner(self.student, optimizer, options.average_decay, state_path, options.identity())
         self.average = self.learner.average
-        self.bank = self._bank(options.seed, options.paths)
+        if options.only_correct and self.pair.right is None:
+            raise ValueError(f"only_correct: nothing can say which pictures of {options.teacher} are correct")
+        self.bank = self._bank(options.seed, options.paths, options.only_correct)
         self.held_out = self._bank(options.seed + HELD_OUT_SEED, options.held_out_paths)
         if options.resume:
             self.learner.resume()
@@ -205,12 +209,20 @@ class Distiller:
         found = self.student(at.x, at.t, at.t, ones, at.text).float()
         return _relative(found, self.pair.teacher(at.x, at.t, at.t, ones, at.text).float())
 
-    def _bank(self, seed: int, capacity: int) -> TrajectoryBank:
-        def conditions(first: int, count: int) -> Captions:
-            return self.pair.conditions((seed, PATH_SALT + first), count)
-
+    def _bank(self, seed: int, capacity: int, only_correct: bool = False) -> TrajectoryBank:
         pair = self.pair
-        return TrajectoryBank(pair.teacher, conditions, pair.shape, pair.condition_tokens, pair.guidance_range, seed, capacity)
+
+        def conditions(first: int, count: int) -> Captions:
+            return pair.conditions((seed, PATH_SALT + first), count)
+
+        def right(first: int, ends: Tensor) -> list[bool]:
+            assert pair.right is not None
+            return pair.right((seed, PATH_SALT + first), ends)
+
+        return TrajectoryBank(
+            pair.teacher, conditions, pair.shape, pair.condition_tokens, pair.guidance_range, seed, capacity,
+            right if only_correct else None,
+        )  # fmt: skip
 
 
 def distill(options: DistillationOptions) -> Distiller:

@@ -72,7 +72,9 @@ def path_times(count: int, generator: torch.Generator) -> Tensor:
 class TrajectoryBank:
     """The last `capacity` paths of a teacher. Path n is a function of (seed, n) alone, so a resumed run has the same ones.
 
-    Captions are padded with id 0. `captions(n, count)` gives the captions of paths n, n + 1, ..., n + count - 1.
+    Captions are padded with id 0. `captions(n, count)` gives the captions of paths n, n + 1, ..., n + count - 1. Where
+    `right(n, ends)` says which of the pictures [B, C, H, W] that paths n, n + 1, ... end in are right, those that are not give
+    their places to copies of right ones of their batch, if it has any.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class TrajectoryBank:
         guidance_range: tuple[float, float],
         seed: int,
         capacity: int,
+        right: Callable[[int, Tensor], list[bool]] | None = None,
     ) -> None:
         if capacity % BATCH:
             raise ValueError(f"a bank of {capacity} paths cannot be filled {BATCH} at a time")
         self.teacher = teacher
         self.captions = captions
+        self.right = right
         self.guidance_range = guidance_range
         self.seed = seed
         self.points = torch.zeros(capacity, LEGS + 1, *shape)
@@ -145,11 +149,18 @@ class TrajectoryBank:
             t, s = times[:, leg], times[:, leg + 1]
             x = x + (s - t).view(-1, 1, 1, 1) * guided_velocity(self.teacher, x, t, guidance, captions)
             points.append(x)
+        kept = _kept(self.right(first, x)) if self.right else list(range(BATCH))
         place = first % len(self.points)
         rows = slice(place, place + BATCH)
-        self.points[rows] = torch.stack(points, 1)
-        self.times[rows], self.guidance[rows] = times, guidance
-        self.text[rows] = F.pad(captions.text, (0, self.text.shape[1] - captions.text.shape[1]))
+        self.points[rows] = torch.stack(points, 1)[kept]
+        self.times[rows], self.guidance[rows] = times[kept], guidance[kept]
+        self.text[rows] = F.pad(captions.text, (0, self.text.shape[1] - captions.text.shape[1]))[kept]
+
+
+def _kept(right: list[bool]) -> list[int]:
+    """The paths of a batch that are kept, as often as fills it: those that are right, or all where none is."""
+    kept = [i for i, yes in enumerate(right) if yes] or list(range(len(right)))
+    return [kept[i % len(kept)] for i in range(len(right))]
 
 
 def _trimmed(text: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from service.models.quality import read_quality
 from service.training.caption_tokenizer import build_caption_tokenizer
 from service.training.distillation_pair import NoiseAsVelocity, read_pair
 from service.training.flow_objectives import OBJECTIVES
+from service.training.scenes import draw_scenes
 from service.training.shapes_sampling import ShapesModel
 from service.training.train_distill import DistillationOptions, Distiller, distill
 from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions
@@ -141,6 +142,8 @@ def test_what_cannot_be_distilled_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="'llama' cannot be distilled"):
         read_pair(tmp_path / "other", None)
+    with pytest.raises(ValueError, match="only_correct: nothing can say"):
+        Distiller(options(tmp_path / "teacher", tmp_path / "student", guidance=(1.0, 1.0), only_correct=True))
     with pytest.raises(ValueError, match="paths must be a multiple of 16, not 17"):
         options(tmp_path, tmp_path, paths=17)
 
@@ -178,6 +181,13 @@ def test_the_command_says_what_is_wrong(
     with pytest.raises(SystemExit):
         main(["train", "distill", *words.split()])
     assert says in capsys.readouterr().err
+
+
+def test_the_pictures_of_a_seeds_own_scenes_are_right(tmp_path: Path) -> None:
+    pair = read_pair(shapes_folder(tmp_path), None)
+    assert pair.right is not None
+    assert pair.right((1, 2), draw_scenes((1, 2), 6).images) == [True] * 6
+    assert pair.right((1, 2), draw_scenes((1, 3), 6).images) != [True] * 6
 
 
 def test_captions_of_the_embedded_kind_are_drawn_with_their_empty_one(tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ def test_times_fall_from_one_to_zero_and_half_the_paths_share_a_grid() -> None:
     assert 70 < int(shared.sum()) < 130
 
 
+def test_paths_that_end_wrong_give_their_places_to_right_ones_of_their_batch() -> None:
+    everything, some = bank(), bank()
+    some.right = lambda first, ends: [first == 0 and i in (3, 5) for i in range(len(ends))]
+    everything.advance(32)
+    some.advance(32)
+    assert torch.equal(some.points[:16], everything.points[[3, 5] * 8])
+    assert torch.equal(some.text[:16], everything.text[[3, 5] * 8]) and torch.equal(some.times[:16], everything.times[[3, 5] * 8])
+    assert torch.equal(some.points[16:], everything.points[16:]), "a batch without a right one stays as it is"
+
+
 def test_a_capacity_that_batches_do_not_fill_is_refused() -> None:
     with pytest.raises(ValueError, match="33 paths"):
         bank(33)
