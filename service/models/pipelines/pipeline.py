@@ -20,6 +20,8 @@ from service.procedures.sizes import SizeRule
 
 SIGNED = {"v": "velocity"}
 """What a prediction is called in a signature, where it is called otherwise."""
+VAE_PIXELS = 1 << 21
+"""Of pictures that go through a VAE at a time: its activations are hundreds of times their size, and rows gain nothing there."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,20 @@ class Pipeline:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents float32 [R, C, H, W] as pictures uint8 [R, H, W, 3]."""
-        pictures = self.from_latents(latents).float()
-        return ((pictures * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        scaled = torch.cat([self.from_latents(some).float() for some in latents.split(self._at_once(latents))])
+        return ((scaled * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def embed(self, pictures: Tensor) -> Tensor:
         """Pictures uint8 [R, H, W, 3] as the likeliest of their latents, float32 [R, C, H, W]."""
         scaled = pictures.permute(0, 3, 1, 2).to(self.device, self.vae.dtype) / 127.5 - 1.0
-        return self.to_latents(scaled).float()
+        rows = max(1, VAE_PIXELS // (scaled.shape[2] * scaled.shape[3]))
+        return torch.cat([self.to_latents(some).float() for some in scaled.split(rows)])
+
+    def _at_once(self, latents: Tensor) -> int:
+        """How many latents the VAE takes at a time."""
+        width, height = self.sizes.default
+        side = width // self.latent_shape(width, height)[2]
+        return max(1, VAE_PIXELS // (latents.shape[2] * latents.shape[3] * side * side))
 
     def from_latents(self, latents: Tensor) -> Tensor:
         """Latents as the VAE's pictures [R, 3, H, W], -1 to 1."""

@@ -57,3 +57,28 @@ def test_a_picture_is_embedded_where_its_vae_puts_it(name: str, network_of: Call
     by_hand = by_hand[:, :, 0] if video else by_hand
     expected = ((by_hand * 0.5 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
     assert (network.decode(latents).float() - expected).abs().max() <= 1.0
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion_3", "flux2_klein", "qwen_image"])
+@torch.inference_mode()
+def test_pictures_go_through_the_vae_a_few_at_a_time(
+    name: str, network_of: Callable[[str], Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, taken = network_of(name), list[int]()
+    latents = noise_for(network, 5)
+    together = network.decode(latents)
+    embedded = network.embed(together)
+
+    def counted(method: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            taken.append(len(x))
+            return method(x)
+
+        return call
+
+    monkeypatch.setattr("service.models.pipelines.pipeline.VAE_PIXELS", 2 * SIZE[0] * SIZE[1])
+    monkeypatch.setattr(network, "from_latents", counted(network.from_latents))
+    monkeypatch.setattr(network, "to_latents", counted(network.to_latents))
+    assert (network.decode(latents).int() - together.int()).abs().max() <= 1
+    assert (network.embed(together) - embedded).norm() < 1e-5 * embedded.norm()
+    assert taken == [2, 2, 1, 2, 2, 1]
