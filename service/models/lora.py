@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -138,19 +138,29 @@ class LoraAdapters:
     def _read(self, file: Path) -> dict[Place, LayerUpdate]:
         written = read_adapter(file)
         found = {name: self._names.find(name) for name in written}
-        unknown = [name for name, place in found.items() if place is None]
+        unknown = [name for name, places in found.items() if not places]
         if unknown:
             tensor = written[unknown[0]].tensor
             others = f" (and {len(unknown) - 1} more layers)" if len(unknown) > 1 else ""
             network = text_encoder_of(unknown[0]) or "network"
             raise ModelError(f"{file}: tensor {tensor}{others}: the {network} has no layer of that name")
         updates: dict[Place, LayerUpdate] = {}
-        for name, place in found.items():
-            assert place is not None
-            if place in updates:
-                raise ModelError(f"{file}: tensor {written[name].tensor}: layer {place[1]} is updated twice")
-            updates[place] = _fitted(file, place[1], self._layers[place], written[name])
+        for name, places in found.items():
+            for place, update in zip(places, self._divided(file, places, written[name]), strict=True):
+                if place in updates:
+                    raise ModelError(f"{file}: tensor {update.tensor}: layer {place[1]} is updated twice")
+                updates[place] = _fitted(file, place[1], self._layers[place], update)
         return updates
+
+    def _divided(self, file: Path, places: Sequence[Place], update: LowRankUpdate) -> list[LowRankUpdate]:
+        """The update of each of the layers whose outputs stand behind one another in the one that the file knows."""
+        if len(places) == 1:
+            return [update]
+        sizes = [len(cast(Tensor, self._layers[place].weight)) for place in places]
+        if sum(sizes) != len(update.up):
+            names = ", ".join(name for _, name in places)
+            raise ModelError(f"{file}: tensor {update.tensor}: {len(update.up)} outputs are not those of {names}: {sizes}")
+        return [replace(update, up=up) for up in update.up.split(sizes)]
 
 
 def _layers(network: nn.Module) -> dict[str, nn.Module]:

@@ -319,3 +319,53 @@ def test_kohyas_names_of_a_unet_are_read_as_diffusers_reads_them(tmp_path: Path)
     for layer in names.values():
         name = layer.removesuffix(".0") if layer.endswith("to_out.0") else layer
         assert torch.equal(theirs[name], adapter.halves[layer][0])
+
+
+def test_layers_that_were_published_as_one_are_updated_as_diffusers_does(tmp_path: Path) -> None:
+    """FLUX.1 as kohya's scripts name it, and as its makers' own files do."""
+    diffusers = pytest.importorskip("diffusers")
+    flux = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=8, pooled_projection_dim=8, guidance_embeds=True, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    outputs = {
+        "double_blocks.0.img_attn.qkv": 48, "double_blocks.0.txt_attn.qkv": 48, "double_blocks.0.img_attn.proj": 16,
+        "double_blocks.0.txt_mlp.0": 64, "double_blocks.0.img_mod.lin": 96, "single_blocks.0.modulation.lin": 48,
+    }  # fmt: skip
+    inputs = dict.fromkeys(outputs, 16)
+    generator = torch.Generator().manual_seed(0)
+    halves = {
+        name: (torch.randn(3, inputs[name], generator=generator), torch.randn(size, 3, generator=generator))
+        for name, size in outputs.items()
+    }
+    adapter = RandomAdapter(halves, strength=0.5)
+    files = {
+        "kohya": adapter.save(tmp_path / "kohya.safetensors", "lora_unet_", "kohya", alphas=True),
+        "makers": adapter.save(tmp_path / "makers.safetensors", "diffusion_model.", "peft", alphas=True),
+    }
+    loaded = LoraAdapters(flux, files)
+    converted = diffusers.FluxPipeline.lora_state_dict(files["kohya"])
+    assert len(loaded._updates["kohya"]) == len(converted) // 2 == 10
+    for (_, layer), update in loaded._updates["kohya"].items():
+        down, up = (converted[f"transformer.{layer}.lora_{half}.weight"] for half in "AB")
+        torch.testing.assert_close(update.up @ update.down, up @ down)
+        assert torch.equal(loaded._updates["makers"]["", layer].up, update.up)
+
+
+def test_parts_of_a_layer_that_was_published_as_one_must_fit(tmp_path: Path) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_q, self.to_k, self.to_v = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    network = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"attention": Block()})])})
+    down, up = torch.randn(2, 8), torch.randn(16, 2)
+    name = "diffusion_model.layers.0.attention.qkv"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "ink.safetensors")
+    updates = LoraAdapters(network, {"ink": tmp_path / "ink.safetensors"})._updates["ink"]
+    parts = [updates["", f"layers.0.attention.to_{part}"] for part in "qkv"]
+    assert torch.equal(torch.cat([part.up @ part.down for part in parts]), torch.cat([part.up for part in parts]) @ down)
+    assert torch.equal(torch.cat([part.up for part in parts]), up)
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": torch.randn(24, 2)}, tmp_path / "ink.safetensors")
+    with pytest.raises(ModelError, match=r"24 outputs are not those of layers.0.attention.to_q, .*: \[8, 4, 4\]"):
+        LoraAdapters(network, {"ink": tmp_path / "ink.safetensors"})
