@@ -13,7 +13,7 @@ from service.api.schemas import GenerateBody, ImageBody
 from service.api.service_state import Service
 from service.engine.messages import Choice, ImageWork
 from service.engine.search_validation import checked_search
-from service.engine.validation import InvalidField
+from service.engine.validation import InvalidField, makes_tokens
 
 
 def start(
@@ -23,9 +23,11 @@ def start(
     """Hand the engine a request for every output, with the `choices` that it has for its deadline, or one that searches for all
     of them.
 
-    Raises InvalidField for a search that cannot be run, and for `previews` (fields, and how many they ask for) of one: it has no
-    picture to show before it has chosen.
+    Raises InvalidField for a picture to start from where there can be none, for a search that cannot be run, and for `previews`
+    (fields, and how many they ask for) of one: it has no picture to show before it has chosen.
     """
+    if work.image and makes_tokens(job.procedure):
+        raise InvalidField("image", f"{job.procedure} makes a picture from nothing, token by token, and takes none to start from")
     works, seeds = [work] * body.n, output_seeds(body.seed, 1, body.n)
     if body.search is not None:
         search = checked_search(job.card, body.search, job.procedure, job.parameters, body.n)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from service.engine.latent_rows import latent_rows, sampler_parameters
 from service.engine.messages import Choice, ModelCard
-from service.engine.validation import InvalidField, check_negative, procedure_parameters
+from service.engine.validation import InvalidField, check_negative, makes_tokens, procedure_parameters
 from service.procedures.quality import MeasuredQuality
 
 Quality = Literal["draft", "balanced", "best"]
@@ -45,11 +45,15 @@ def decide(
     """What the request says or, where that is no number of steps: the quality that it asks for, `best` where it is only
     `hurried` by a deadline, and with one everything that is cheaper.
 
+    Pictures that are made token by token are not hurried: their deadline is for the queue alone.
+
     procedure: what the request says of it; its name and parameters hold for every choice. negative: whether there is a
     negative prompt, which not every procedure can take.
     Raises InvalidField for a quality beside explicit steps, for a negative prompt that would have no effect, and as
     `procedure_parameters` does.
     """
+    if makes_tokens((procedure or {}).get("name", card.default_procedure)):
+        hurried = False
     choices = _choices(card, procedure, quality, hurried, negative)
     if choices:
         return Decision(choices[0].procedure, choices[0].parameters, choices if hurried else [])

@@ -104,10 +104,8 @@ class ImageRequest(Request):
 
     @property
     def bucket(self) -> Bucket:
-        stage = self.propose()[0]
-        if isinstance(stage, EncodeRow):
-            return "encode", 0, 0
-        return "decode" if isinstance(stage, DecodeRow) else "refine", self.work.width, self.work.height
+        stage = self.propose()[0].stage
+        return (stage, 0, 0) if stage == "encode" else (stage, self.work.width, self.work.height)
 
     def propose(self) -> list[PictureRow]:
         if self.encoded is None:

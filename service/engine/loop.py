@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from service.engine.base_request import deadline_failure
+from service.engine.expanding_request import ExpandingRequest
 from service.engine.grammar import Compiling, Following, GrammarError, grammar_failure
 from service.engine.image_request import ImageRequest
 from service.engine.lane import Lane
@@ -27,7 +28,8 @@ from service.engine.reports import Gauges, Tick
 from service.engine.request import AnyRequest, TextRequest
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.search_request import SearchRequest
-from service.procedures.types import Axis, DecodeRow, EncodeRow, PictureRow, ScoreRow, TokenRow
+from service.procedures.registry import PROCEDURES
+from service.procedures.types import Axis, TokenRow
 from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenRead, TokenWorkerLike
 
 COMPILE_WAIT_SECONDS = 0.005
@@ -217,6 +219,8 @@ def _begin(message: Submit, served: Served, grammar: Following | None = None) ->
     assert isinstance(message.work, ImageWork)
     if message.work.search is not None:
         return SearchRequest.begin(message, message.work, served.card)
+    if Axis.EXPAND in PROCEDURES[message.procedure].axes:
+        return ExpandingRequest.begin(message, message.work, served.card)
     return ImageRequest.begin(message, message.work, served.card)
 
 
@@ -247,17 +251,9 @@ def _counts(requests: Sequence[TextRequest]) -> _Counts:
     return _Counts(*map(sum, zip(*columns, strict=True))) if requests else _Counts(0, 0, 0, 0)
 
 
-def _axis(row: TokenRow | PictureRow) -> str:
-    """What a row is counted as: its axis, or the stage of a picture that is on neither."""
-    if isinstance(row, TokenRow):
-        return row.axis
-    stages: dict[type, str] = {EncodeRow: "encode", DecodeRow: "decode", ScoreRow: "score"}
-    return stages.get(type(row), Axis.REFINE)
-
-
 def _report(batch: Batch, counts: _Counts, forward_seconds: float, scheduler_seconds: float) -> Tick:
     rows = [row for item in batch.items for row in item.rows]
-    axes = Counter(_axis(row) for row in rows)
+    axes = Counter(str(row.axis if isinstance(row, TokenRow) else row.stage) for row in rows)
     tokens = [row for row in rows if isinstance(row, TokenRow)]
     return Tick(
         model=batch.model,

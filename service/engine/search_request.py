@@ -34,12 +34,6 @@ class Candidate(ImageRequest):
     reference: float | None = None
     source: Fork | None = None
 
-    @property
-    def stage(self) -> Stage:
-        if self.picture is not None:
-            return "score"
-        return "refine" if self.latent is None else "decode"
-
     def propose(self) -> list[PictureRow]:
         return [ScoreRow()] if self.picture is not None else ImageRequest.propose(self)
 
@@ -106,8 +100,7 @@ class SearchRequest(Request):
 
     @property
     def bucket(self) -> Bucket:
-        first = self._due()[0]
-        return first.bucket if first.encoded is None else (first.stage, self.work.width, self.work.height)
+        return self._due()[0].bucket
 
     def propose(self) -> list[PictureRow]:
         """A row of each latent that moves next; any number of them, from the first on, may be taken."""
@@ -150,8 +143,9 @@ class SearchRequest(Request):
         waiting = [candidate for candidate in self.candidates if candidate.score is None]
         if not waiting or waiting[0].encoded is None:
             return self.candidates[:1]
-        stage = min((candidate.stage for candidate in waiting), key=TOGETHER.index)
-        due = [candidate for candidate in waiting if candidate.stage == stage]
+        stages = [candidate.propose()[0].stage for candidate in waiting]
+        first = min(stages, key=TOGETHER.index)
+        due = [candidate for candidate, stage in zip(waiting, stages, strict=True) if stage == first]
         return sorted(due, key=lambda candidate: (candidate.at, candidate.source is None))
 
     def _resample(self) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from service.engine.latent_rows import sampler_parameters
 from service.engine.messages import ModelCard
-from service.engine.validation import InvalidField, explained
+from service.engine.validation import InvalidField, explained, makes_tokens
 from service.procedures.search import METHODS, Particles, Search, resampling_rows
 
 
@@ -18,6 +18,8 @@ def checked_search(
 ) -> Search:  # fmt: skip
     """Raises InvalidField when the method is unknown, a parameter is unknown or out of range, the model has no such scorer, fewer
     latents than outputs are asked for, or a sampler that draws no noise leaves nothing to resample for."""
+    if makes_tokens(procedure):
+        raise InvalidField("search", f"a search refines whole latents, and {procedure} makes a picture token by token")
     method = given.get("method")
     kind = METHODS.get(method) if isinstance(method, str) else None
     if kind is None:

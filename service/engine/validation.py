@@ -126,8 +126,9 @@ def check_next_token(procedure: str, work: TextWork, fields: Mapping[str, str]) 
 
 
 def refinement_rows(card: ModelCard, procedure: str, parameters: Mapping[str, Any], size: tuple[int, int]) -> int:
-    """Evaluations of a request for a picture, one state each: the rows of its sampler table."""
-    return len(sampler_parameters(procedure, parameters).table(card.noise, card.tokens(*size)))
+    """Rows that refine a picture: those of its sampler table, as often as it runs."""
+    typed, tokens = sampler_parameters(procedure, parameters), card.tokens(*size)
+    return len(typed.table(card.noise, tokens)) * typed.rounds(tokens)
 
 
 def check_negative(card: ModelCard, procedure: str, parameters: Mapping[str, Any]) -> None:
@@ -141,6 +142,12 @@ def check_negative(card: ModelCard, procedure: str, parameters: Mapping[str, Any
         reason = "guidance 1 is no guidance, and has no use for a negative prompt"
     if reason is not None:
         raise InvalidField("negative_prompt", reason)
+
+
+def makes_tokens(procedure: object) -> bool:
+    """Whether a procedure makes pictures token by token: there is no latent to start from, to search among or to hasten."""
+    spec = PROCEDURES.get(procedure) if isinstance(procedure, str) else None
+    return spec is not None and spec.kind == "image" and Axis.EXPAND in spec.axes
 
 
 def _takes_target(card: ModelCard, procedure: str, parameters: Mapping[str, Any]) -> bool:

@@ -116,6 +116,21 @@ class Unadapted:
         return nullcontext()
 
 
+class ExpandingNetwork(LatentNetwork, Protocol):
+    """A model that makes the tokens of a picture set by set (signature "velocity(x,t|known)"): conditions of `evaluate` are then
+    those that `expand` gave, and the network's output matters at their tokens alone. Tokens are numbered row by row."""
+
+    def expand(
+        self, latents: Tensor, known: Sequence[Sequence[int]], chosen: Sequence[Sequence[int]], conditions: Sequence[Condition]
+    ) -> list[Condition]:
+        """A condition for the chosen tokens of each row, from its text's and from the known tokens of latents [R, C, H, W]."""
+        ...
+
+    def covered(self, tokens: Sequence[Sequence[int]], latents: Tensor) -> Tensor:
+        """Where in latents [R, C, H, W] these tokens of each row are, bool [R, 1, H, W]."""
+        ...
+
+
 def classifier_free(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
     """f_u + w (f_c - f_u), each [R, C, H, W], w [R] (arXiv 2207.12598, with w = 1 for no guidance)."""
     return unconditional + scale.view(-1, 1, 1, 1) * (conditional - unconditional)

@@ -28,6 +28,7 @@ from service.models.heads_loading import EMBEDDED_HEADS, StoredHeads, module_of_
 from service.models.hub import fetch
 from service.models.int8 import quantise
 from service.models.latent_network import LatentNetwork
+from service.models.masked_autoregressive import MaskedAutoregressive, MaskedAutoregressiveConfig, PatchwiseNetwork
 from service.models.memory import available_memory
 from service.models.model_spec import EMBEDDED, ModelSpec, readable
 from service.models.pipelines.folder import load_pipeline
@@ -37,6 +38,7 @@ from service.models.safetensors_files import SafetensorsFolder
 __all__ = ["EMBEDDED", "ImageModel", "ModelError", "ModelSpec", "TextModel", "fast_dtype", "load_model"]
 
 FLOW = "stride_flow_transformer"
+PATCHWISE = "stride_masked_autoregressive"
 TEXT_OPTIONS = ("max_model_len", "quantization", "kv_memory", "draft_model", "heads")
 PICTURE_OPTIONS = ("lora", "steps", "guidance")
 
@@ -91,11 +93,14 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
         kind = config.get("model_type")
         if kind == DIT:
             return _load_class_conditional(spec, config, device)
+        if kind == PATCHWISE:
+            return _load_image_model(spec, config, device)
         _check_tokenizer(spec)
         if kind == FLOW:
             return _load_image_model(spec, config, device)
         if not isinstance(kind, str) or kind not in FAMILIES:
-            raise ModelError(f"model_type {kind!r} is not supported; supported: {', '.join([*FAMILIES, FLOW, DIT])}")
+            known = ", ".join([*FAMILIES, FLOW, DIT, PATCHWISE])
+            raise ModelError(f"model_type {kind!r} is not supported; supported: {known}")
         _refuse(spec, PICTURE_OPTIONS, "is for pipelines that make pictures, and this is a text model")
         model = _load_text_model(spec, config, device, kv_memory)
         if (spec.draft_model or spec.heads) and not model.network.config.says_next:
@@ -188,15 +193,21 @@ def _vocabulary(spec: ModelSpec) -> dict[str, int]:
 
 def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.device) -> ImageModel:
     _refuse(spec, TEXT_OPTIONS, "is for text models, and this one makes pictures")
-    _refuse(spec, PICTURE_OPTIONS, f"is for pipelines in diffusers' folder format, and this is a {FLOW}")
+    kind = json["model_type"]
+    _refuse(spec, PICTURE_OPTIONS, f"is for pipelines in diffusers' folder format, and this is a {kind}")
+    network: FlowTransformer | MaskedAutoregressive
     try:
-        network = FlowTransformer(FlowTransformerConfig.from_json(json))
+        if kind == FLOW:
+            network = FlowTransformer(FlowTransformerConfig.from_json(json))
+        else:
+            network = MaskedAutoregressive(MaskedAutoregressiveConfig.from_json(json))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"config.json: {error}") from error
     network = network.to(device=device, dtype=spec.dtype or fast_dtype(device)).requires_grad_(False)
     checkpoint = SafetensorsFolder(spec.folder)
     fill(spec.name, checkpoint, fitting(network, checkpoint, Family()), Family())
-    return ImageModel(spec, network.eval(), _count(network))
+    network.eval()
+    return ImageModel(spec, PatchwiseNetwork(network) if isinstance(network, MaskedAutoregressive) else network, _count(network))
 
 
 def _load_pipeline(spec: ModelSpec, device: torch.device) -> ImageModel:

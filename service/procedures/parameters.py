@@ -113,6 +113,10 @@ class SamplerParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         """
         raise NotImplementedError
 
+    def rounds(self, tokens: int) -> int:
+        """How often the table runs for one picture of so many tokens."""
+        return 1
+
     def grid(self, noise: NoiseProcess, tokens: int, shift: float | None = None) -> Grid:
         """The nodes that the sampler steps along; `shift` where the request has none."""
         shift = self.shift if self.shift is not None or self.timesteps is not None else shift

@@ -11,6 +11,7 @@ import msgspec
 from service.procedures import parameters as latent
 from service.procedures.autoregressive import Autoregressive, AutoregressiveParameters
 from service.procedures.block_diffusion import BlockDiffusion, BlockDiffusionParameters
+from service.procedures.masked_autoregressive import MaskedAutoregressiveParameters
 from service.procedures.masked_diffusion import MaskedDiffusion, MaskedDiffusionParameters
 from service.procedures.speculative import Speculative, SpeculativeParameters
 from service.procedures.types import Axis, TokenProcedure
@@ -69,6 +70,10 @@ _ALL = (
     _image("restart", _MAP, latent.RestartParameters, "Jumps to data, and again from a noise level."),
     _image("consistency", _MAP | _CONSISTENT, latent.ConsistencyParameters, "Jump to data, add fresh noise, jump again."),
     _image("lcm", _CONSISTENT, latent.LcmParameters, "Jumps to data of a latent consistency model."),
+    Procedure(
+        "masked_autoregressive", "image", (Axis.EXPAND, Axis.REFINE), frozenset({"velocity(x,t|known)"}),
+        MaskedAutoregressiveParameters, "Tokens of a picture set by set, each refined from noise under those before.",
+    ),
 )  # fmt: skip
 
 PROCEDURES: dict[str, Procedure] = {procedure.name: procedure for procedure in _ALL}

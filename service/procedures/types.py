@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 Attention = Literal["causal", "block", "full"]
 """How the text that a network has before it sees itself: each token those before it; blocks one another in that way, and
@@ -147,16 +147,17 @@ class TokenRow:
 GuidanceInput = Literal["no", "jumps", "always"]
 """Where a network takes the scale of guidance as an argument: nowhere, in rows that are told where they go, or in all."""
 
-Stage = Literal["encode", "decode", "score", "refine"]
-STAGES: tuple[Stage, ...] = ("encode", "decode", "score", "refine")
+Stage = Literal["encode", "decode", "score", "expand", "refine"]
+STAGES: tuple[Stage, ...] = ("encode", "decode", "score", "expand", "refine")
 """What the rows of a picture do, those first that others wait for: text becomes a condition, a latent a picture, a picture gets
-its score, or a latent is refined. Rows of different stages never share a forward."""
+its score, the next tokens of one get their condition, or a latent is refined. Rows of different stages never share a forward."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeRow:
     """`texts` of one request become conditions, and the picture it starts from, if one was `given`, a latent."""
 
+    stage: ClassVar[Stage] = "encode"
     texts: tuple[str, ...]
     given: bool = False
 
@@ -169,6 +170,7 @@ class EncodeRow:
 class DecodeRow:
     """A latent becomes a picture: the last one, or what a preview shows."""
 
+    stage: ClassVar[Stage] = "decode"
     evaluations: int = 1
 
 
@@ -176,7 +178,20 @@ class DecodeRow:
 class ScoreRow:
     """A picture gets its score, among others of one request."""
 
+    stage: ClassVar[Stage] = "score"
     evaluations: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandRow:
+    """What is known of a picture becomes the condition of its next tokens, where `paired` without the text as well."""
+
+    stage: ClassVar[Stage] = "expand"
+    paired: bool = False
+
+    @property
+    def evaluations(self) -> int:
+        return 2 if self.paired else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +206,7 @@ class LatentRow:
     estimate[1] f; behind it the state has alpha, sigma = `after`. The first row begins at alpha, sigma = `start`.
     """
 
+    stage: ClassVar[Stage] = "refine"
     index: int
     t: float
     s: float
@@ -210,7 +226,7 @@ class LatentRow:
         return 2 if self.paired else 1
 
 
-PictureRow = EncodeRow | DecodeRow | ScoreRow | LatentRow
+PictureRow = EncodeRow | DecodeRow | ScoreRow | ExpandRow | LatentRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,20 @@ from torch import Tensor
 
 from kernels.philox import normal
 from kernels.sampler_update import sampler_update
-from service.models.latent_network import LatentNetwork
+from service.models.latent_network import ExpandingNetwork, LatentNetwork
 from service.models.scorers import ALWAYS
 from service.workers.block_pool import BlockPool
 from service.workers.conditions import Conditions
+from service.workers.expanding import expanded
 from service.workers.guidance import guided
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE
 from service.workers.scores import checked, scored
 from service.workers.threads import Threads
 from service.workers.types import (
     DecodeMove,
+    Encoded,
     EncodeMove,
+    ExpandMove,
     Latent,
     LatentMove,
     LatentOutcome,
@@ -63,10 +66,19 @@ class LatentWorker:
         if isinstance(moves[0], EncodeMove):
             texts = [move for move in moves if isinstance(move, EncodeMove)]
             return list(checked(texts, self._conditions.encode(texts)))
+        if isinstance(moves[0], ExpandMove):
+            return list(self._expand([move for move in moves if isinstance(move, ExpandMove)]))
         if isinstance(moves[0], ScoreMove):
             return list(scored([move for move in moves if isinstance(move, ScoreMove)]))
         latents = [move.latent.tensor for move in moves if isinstance(move, DecodeMove)]
         return list(self._pictures(torch.stack(latents)))
+
+    def _expand(self, moves: list[ExpandMove]) -> list[Encoded]:
+        shape = self.network.latent_shape(moves[0].width, moves[0].height)
+        states = self.store[[move.slot for move in moves], 0, : math.prod(shape)].unflatten(1, shape)
+        network = cast(ExpandingNetwork, self.network)
+        groups = [slice(i, i + 1) for i in range(len(moves))] if self._batch_invariant else [slice(None)]
+        return [one for group in groups for one in expanded(network, moves[group], states[group])]
 
     def _refine(self, moves: list[RefineMove]) -> list[LatentOutcome]:
         rows = [move.row for move in moves]
@@ -83,7 +95,7 @@ class LatentWorker:
             h1[first] = 0.0
             h2[first] = 0.0
         f = self._evaluate(moves, x)
-        estimate = _column(rows, "estimate", 0, x) * x + _column(rows, "estimate", 1, x) * f
+        estimate = _kept_estimate(moves, _column(rows, "estimate", 0, x) * x + _column(rows, "estimate", 1, x) * f)
         noise = None
         noisy = [i for i, row in enumerate(rows) if row.coefficients[4] != 0.0]
         if noisy:
@@ -191,6 +203,15 @@ def elements(network: LatentNetwork) -> int:
         return max(math.prod(network.latent_shape(*size)) for size in rule.listed)
     width, height = rule.default
     return math.ceil(math.prod(network.latent_shape(width, height)) * max(1.0, rule.area / (width * height)))
+
+
+def _kept_estimate(moves: list[RefineMove], estimate: Tensor) -> Tensor:
+    """Estimates of the data [R, C, H, W], with what a mask keeps as it was given."""
+    for i, move in enumerate(moves):
+        given, mask = move.encoded.given, move.encoded.mask
+        if move.shown and mask is not None and given is not None:
+            estimate[i] = mask * estimate[i] + (1.0 - mask) * given
+    return estimate
 
 
 def _column(rows: Sequence[object], name: str, index: int, like: Tensor) -> Tensor:

@@ -143,6 +143,20 @@ class ScoreMove:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpandMove:
+    """The `chosen` tokens of the latent in `slot` are to get their condition from its `known` ones; where `paired`, from the
+    second text as well."""
+
+    slot: int
+    width: int
+    height: int
+    encoded: Encoded
+    known: tuple[int, ...]
+    chosen: tuple[int, ...]
+    paired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Fork:
     """Where a copy of a latent comes from: its `slot`, which stays as it is. The noise of the row before, `scale` times that of
     (`seed`, `draw`), is not taken over: the copy has that of its own seed instead."""
@@ -174,7 +188,7 @@ class RefineMove:
     reuse: tuple[Reuse, ...] = ()
 
 
-LatentMove = EncodeMove | DecodeMove | ScoreMove | RefineMove
+LatentMove = EncodeMove | DecodeMove | ScoreMove | ExpandMove | RefineMove
 
 
 @dataclass(frozen=True, slots=True)
