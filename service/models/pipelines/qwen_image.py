@@ -66,12 +66,13 @@ class QwenImage(Pipeline):
 
     def predict(self, x: Tensor, t: Tensor, guidance: Tensor, conditions: Sequence[Condition]) -> Tensor:
         states, real = padded(conditions, "states")
+        alike = len({len(condition.tensors["states"]) for condition in conditions}) == 1
         height, width = x.shape[2] // 2, x.shape[3] // 2
         out = self.transformer(
             hidden_states=sequence(patchify(x)),
             timestep=t / 1000,
             encoder_hidden_states=states,
-            encoder_hidden_states_mask=None if bool(real.all()) else real,
+            encoder_hidden_states_mask=None if alike else real,
             img_shapes=[[(1, height, width)]] * len(x),
             return_dict=False,
         )[0]
