@@ -280,6 +280,16 @@ def test_a_network_without_blocks_is_refused_by_name() -> None:
         pass
 
 
+def test_a_u_net_cannot_reuse() -> None:
+    from diffusers import UNet2DConditionModel
+
+    network = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, cross_attention_dim=8,
+        attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    assert not reusable(network)
+
+
 def test_a_threshold_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="threshold"):
         Reuse(-0.1)
