@@ -8,6 +8,7 @@ rectified flow of one patch: x_t = (1 - t) x0 + t eps, v = eps - x0. Texts are b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from service.models.flow_transformer import ScalarEmbedding
 from service.models.latent_network import Adapters, Condition, GuidanceInput, Unadapted, classifier_free
+from service.models.reuse_memory import Reuse
 from service.procedures.noise import NoiseProcess
 from service.procedures.sizes import SizeRule
 
@@ -137,6 +139,7 @@ class PatchwiseNetwork(Unadapted):
     guidance_input: GuidanceInput = "no"
     scorers: tuple[str, ...] = ()
     decodes = False
+    reuses = False
     run_by = "torch"
 
     def __init__(self, network: MaskedAutoregressive) -> None:
@@ -186,6 +189,9 @@ class PatchwiseNetwork(Unadapted):
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
         return classifier_free(conditional, unconditional, scale)
+
+    def reusing(self, rows: Sequence[Reuse | None]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def decode(self, latents: Tensor) -> Tensor:
         channels = latents.expand(-1, 3, -1, -1) if latents.shape[1] == 1 else latents
