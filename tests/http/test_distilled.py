@@ -10,6 +10,7 @@ from PIL import Image
 
 from service.training.train_distill import DistillationOptions, distill
 from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions
+from tests.dit_checkpoints import small_dit, write_dit
 from tests.http.server import Server
 
 
@@ -20,9 +21,10 @@ def distilled(teacher: Path, out: Path) -> Path:
 
 def test_a_student_answers_requests(tmp_path: Path) -> None:
     ShapesTrainer(ShapesTrainingOptions(out=tmp_path, width=64, depth=1, heads=2)).export(tmp_path / "captions")
-    prompts = {"captions": "a red circle"}
+    write_dit(tmp_path / "classes", small_dit("sit", depth=1, channels=3))
+    prompts = {"captions": "a red circle", "classes": "7"}
     models = [f"{name}={distilled(tmp_path / name, tmp_path / f'{name}-student')}" for name in prompts]
-    server = Server(tmp_path / "log.txt", *(word for model in models for word in ("--model", model)))
+    server = Server(tmp_path / "log.txt", *(word for model in models for word in ("--model", model)), ready_seconds=180)
     try:
         for name, prompt in prompts.items():
             for procedure in ({"name": "flow_map", "steps": 2, "guidance": 2.0}, {"name": "euler", "steps": 2, "guidance": 2.0}):
