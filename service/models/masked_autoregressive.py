@@ -136,6 +136,7 @@ class PatchwiseNetwork(Unadapted):
 
     noise = NoiseProcess()
     signature: tuple[str, ...] = ("velocity(x,t|known)",)
+    guidance_range: tuple[float, float] | None = None
     guidance_input: GuidanceInput = "no"
     scorers: tuple[str, ...] = ()
     decodes = False
