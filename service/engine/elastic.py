@@ -22,9 +22,9 @@ from service.engine.request import AnyRequest
 Costs = Mapping[Bucket, ForwardCost]
 
 
-def crowd_of(running: Sequence[AnyRequest], room: int, models: int) -> Crowd:
-    """What everybody's next move is."""
-    crowd = Crowd(room, models)
+def crowd_of(running: Sequence[AnyRequest], room: int, seconds: float, models: int) -> Crowd:
+    """What everybody's next move is, in forwards of so many moves and seconds at most."""
+    crowd = Crowd(room, models, seconds)
     for request in running:
         join(crowd, request)
     return crowd

@@ -37,6 +37,7 @@ from service.engine.moves import (
     size_of,
     waited_for_all,
 )
+from service.engine.planning import Crowd
 from service.engine.request import AnyRequest, TextRequest
 from service.procedures.types import STAGES, TokenRow
 from service.workers.block_pool import BlockPool
@@ -86,7 +87,7 @@ class Lane:
         Those that leave it to the service what they run are told now; so many `models` have work on the device."""
         if not self.waiting:
             return
-        crowd = crowd_of(self.running, self.limits.rows, models)
+        crowd = self._crowd(models)
         while self.waiting and len(self.running) < self.limits.running and self._fits(self.waiting[0]):
             request = self.waiting.pop(0)
             if request.started is None:
@@ -95,10 +96,13 @@ class Lane:
             insort(self.running, request, key=_rank)
             join(crowd, request)
 
+    def _crowd(self, models: int) -> Crowd:
+        return crowd_of(self.running, self.limits.rows, self.limits.seconds, models)
+
     def hurry(self, now: float, models: int) -> None:
         """What runs and would be late does less from here on."""
         if any(request.submit.choices for request in self.running):
-            shorten(self.running, crowd_of(self.running, self.limits.rows, models), self.costs, now)
+            shorten(self.running, self._crowd(models), self.costs, now)
 
     def select(self) -> list[Item]:
         """Moves for one forward, with the memory that they need; there are some whenever anything runs."""

@@ -31,10 +31,11 @@ class Way:
 @dataclass(slots=True)
 class Crowd:
     """Who runs in a model, a move each: how many in every bucket, and their evaluations. `models` have work on the device, and a
-    forward has room for so many moves."""
+    forward has room for so many moves and should take no more than `seconds`."""
 
     room: int
     models: int = 1
+    seconds: float = math.inf
     moves: dict[Bucket, int] = field(default_factory=dict)
     evaluations: dict[Bucket, float] = field(default_factory=dict)
 
@@ -51,7 +52,8 @@ class Crowd:
             moves, size = self.moves.get(each, 0) + own, self.evaluations.get(each, 0.0) + evaluations * own
             if moves <= 0:
                 continue
-            forwards = math.ceil(moves / self.room)
+            most = costs[each].affordable(self.seconds) if each in costs and self.seconds < math.inf else None
+            forwards = max(math.ceil(moves / self.room), math.ceil(size / most) if most else 1)
             seconds = forward_seconds(costs, each, size / forwards)
             if seconds is None and own:
                 return None

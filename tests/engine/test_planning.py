@@ -55,6 +55,12 @@ def test_more_than_a_forward_holds_are_several() -> None:
     assert predicted(Way(1, 1), SMALL, crowd, COSTS) == pytest.approx(3 * 0.01 + 9 * 0.001)
 
 
+def test_a_forward_that_would_take_too_long_is_several() -> None:
+    crowd = Crowd(32, seconds=0.02)  # 10 evaluations
+    crowd.add(SMALL, 24, 12)
+    assert predicted(Way(1, 2), SMALL, crowd, COSTS) == pytest.approx(3 * 0.01 + 26 * 0.001)
+
+
 def test_another_model_with_work_takes_half_of_the_device() -> None:
     alone, shared = (predicted(Way(7, 7), SMALL, Crowd(32, models), COSTS, [DECODE]) for models in (1, 2))
     assert alone is not None and shared == pytest.approx(2 * alone)
