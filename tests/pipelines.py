@@ -100,10 +100,12 @@ def refine(
     negatives: Sequence[str],
     guidance: float,
     fresh: Callable[[int], Tensor] | None = None,
+    given: Tensor | None = None,
 ) -> list[Tensor]:
-    """The latents [R, C, H, W] after every row of the table. `fresh`: the noise of a row that needs some."""
+    """The latents [R, C, H, W] after every row of the table. `fresh`: the noise of a row that needs some; `given`: latents of
+    pictures to start from."""
     conditions, without = network.encode(texts), network.encode(negatives, negative=True)
-    x = table.start[1] * noise
+    x = table.start[1] * noise if given is None else table.start[0] * given + table.start[1] * noise
     h1, h2, states = torch.zeros_like(x), torch.zeros_like(x), list[Tensor]()
     for i in range(len(table)):
         f = guided(network, x, table.t[i], table.s[i], guidance, conditions, without)
@@ -130,9 +132,10 @@ def full(rows: int, value: float) -> Tensor:
 
 
 def reference_pictures(
-    pipeline: Any, family: Family, noise: Tensor, guidance: float, **arguments: Any
-) -> tuple[list[Tensor], Any]:
-    """The latents after every step of diffusers' pipeline, and its pictures, float [R, H, W, 3] of 0 to 255."""
+    pipeline: Any, family: Family, noise: Tensor | None, guidance: float, **arguments: Any
+) -> tuple[list[Tensor], Tensor]:
+    """The latents after every step of diffusers' pipeline, and its pictures, float [R, H, W, 3] of 0 to 255. Without `noise` it
+    draws its own."""
     states: list[Tensor] = []
 
     def keep(pipeline: Any, step: int, time: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,7 +143,7 @@ def reference_pictures(
         return tensors
 
     pipeline.set_progress_bar_config(disable=True)
-    pictures = pipeline(
-        latents=family.handed(noise.clone()), output_type="np", callback_on_step_end=keep, **family.scale(guidance), **arguments
-    ).images
+    if noise is not None:
+        arguments["latents"] = family.handed(noise.clone())
+    pictures = pipeline(output_type="np", callback_on_step_end=keep, **family.scale(guidance), **arguments).images
     return states, 255.0 * torch.from_numpy(pictures)
