@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.models.errors import ModelError
-from service.models.lora_file import LowRankUpdate, adapter_file, read_adapter
+from service.models.lora_file import LowRankUpdate, adapter_files, read_adapter
 from service.models.lora_names import ComponentNames, text_encoder_of
 from service.models.row_subset import present
 
@@ -60,9 +60,9 @@ class LoraAdapters:
         self._layers = {(component, name): layer for component, own in layers.items() for name, layer in own.items()}
         self._names = ComponentNames(layers.pop(""), layers)
         self._updates: dict[str, dict[Place, LayerUpdate]] = {}
-        for name, place in (files or {}).items():
+        for name, file in adapter_files(files or {}).items():
             try:
-                self._updates[name] = self._read(adapter_file(place))
+                self._updates[name] = self._read(file)
             except ModelError as error:
                 raise ModelError(f"lora {name}: {error}") from error
 

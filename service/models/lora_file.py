@@ -60,6 +60,17 @@ class Scaling:
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
+def adapter_files(places: Mapping[str, Path]) -> dict[str, Path]:
+    """The file of each adapter by its name. Raises ModelError, which names the adapter."""
+    files = {}
+    for name, place in places.items():
+        try:
+            files[name] = adapter_file(place)
+        except ModelError as error:
+            raise ModelError(f"lora {name}: {error}") from error
+    return files
+
+
 def adapter_file(place: Path) -> Path:
     """A safetensors file, or the one of a folder as diffusers and PEFT write them. Raises ModelError."""
     if place.is_dir():

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.adapters import random_adapter
 from tests.http.server import Server
-from tests.pipelines import FAMILIES
+from tests.pipelines import FAMILIES, load
 
 
 @pytest.fixture(scope="module")
 def sd3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = FAMILIES["stable_diffusion_3"].write(tmp_path_factory.mktemp("sd3") / "model")
-    server = Server(
-        tmp_path_factory.mktemp("server") / "log", "--model", f"sd3={folder},steps=4", "--model", "shapes", ready_seconds=110.0
-    )  # fmt: skip
+    layers = ["transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2"]
+    file = random_adapter(load(folder).transformer, layers).save(folder / "ink.safetensors")
+    model = f"sd3={folder},steps=4,lora=ink:{file}"
+    server = Server(tmp_path_factory.mktemp("server") / "log", "--model", model, "--model", "shapes", ready_seconds=110.0)
     yield server
     server.stop()
 
@@ -50,6 +52,17 @@ def test_pictures_of_any_size_come_by_openai_and_by_generate(sd3: Server) -> Non
     assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
 
 
+def test_an_adapter_changes_the_picture_of_the_request_that_asks_for_it(sd3: Server) -> None:
+    assert httpx.get(sd3.url + "/v1/models/sd3").json()["adapters"] == ["ink"]
+    body = {"model": "sd3", "prompt": "a red circle", "seed": 5}
+    plain, inked, half, again = (
+        picture(sd3.post("/v1/generate", body | lora).json()["outputs"][0]["image"])
+        for lora in ({}, {"lora": [{"name": "ink"}]}, {"lora": [{"name": "ink", "scale": 0.5}]}, {})
+    )
+    assert np.array_equal(plain, again)
+    assert not np.array_equal(plain, inked) and not np.array_equal(half, inked)
+
+
 def test_a_request_that_says_nothing_gets_the_pipelines_own_procedure(sd3: Server) -> None:
     answer = sd3.post("/v1/generate", {"model": "sd3", "prompt": "a red circle"}).json()
     assert {"name": "euler", "steps": 4, "guidance": 7.0}.items() <= answer["procedure"].items() and answer["usage"]["nfe"] == 8
@@ -64,6 +77,7 @@ def test_a_request_that_says_nothing_gets_the_pipelines_own_procedure(sd3: Serve
         ({"procedure": {"name": "flow_map"}}, "procedure.name"),
         ({"prompt": "a" * 16385}, "prompt"),
         ({"negative_prompt": "a " * 9000}, "negative_prompt"),
+        ({"lora": [{"name": "oil"}]}, "lora"),
     ],
 )
 def test_what_the_network_cannot_do_is_a_400(sd3: Server, body: dict[str, object], param: str) -> None:

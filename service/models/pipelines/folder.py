@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from service.models.errors import ModelError
+from service.models.lora_file import adapter_files
 from service.models.memory import available_memory
 from service.models.model_spec import readable
 from service.models.pipelines.components import library_class, load_network, load_tokenizer, stored
@@ -40,7 +41,8 @@ def load_pipeline(
         library_class(family.parts[part].library, class_name)
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
     networks = {part: family.parts[part] for part in classes if not family.parts[part].bare}
-    sizes = _check_room(folder, networks, dtype, device)
+    files = adapter_files(lora or {})
+    sizes = _check_room(folder, networks, dtype, device, sum(file.stat().st_size for file in files.values()))
     if not sys.stderr.isatty():
         for library in {part.library for part in networks.values()}:
             importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
@@ -53,20 +55,24 @@ def load_pipeline(
         log.info("loading %s: %s, %s (%d of %d)", name, part, readable(sizes[part]), number, len(classes))
         loaded[part] = load_network(folder / part, family.parts[part], class_name, dtype, device)
     try:
-        return family(Components(loaded, index.settings, scheduler, dtype, device, lora or {}))
+        return family(Components(loaded, index.settings, scheduler, dtype, device, files))
     except ValueError as error:
         raise ModelError(f"{index.class_name}: {error}") from error
 
 
-def _check_room(folder: Path, networks: Mapping[str, Part], dtype: torch.dtype, device: torch.device) -> dict[str, int]:
-    """Bytes of weights that each network takes on the device, from the headers alone. Raises ModelError if they do not fit."""
+def _check_room(
+    folder: Path, networks: Mapping[str, Part], dtype: torch.dtype, device: torch.device, adapters: int
+) -> dict[str, int]:
+    """Bytes of weights that each network takes on the device, from the headers alone. Raises ModelError if they do not fit
+    with so many bytes of adapters."""
     sizes = {
         name: sum(math.prod(tensor.shape) for tensor in stored(folder / name, part).tensors.values()) * dtype.itemsize
         for name, part in networks.items()
     }
-    needed, room = sum(sizes.values()), available_memory(device)
+    needed, room = sum(sizes.values()) + adapters, available_memory(device)
     if needed > room:
         each = ", ".join(f"{name} {readable(size)}" for name, size in sizes.items())
+        each += f", adapters {readable(adapters)}" if adapters else ""
         hint = "; dtype=bfloat16 needs half" if dtype == torch.float32 else ""
         raise ModelError(f"needs {readable(needed)} of memory for weights ({each}), and {device} has {readable(room)}{hint}")
     return sizes

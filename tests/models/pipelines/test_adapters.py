@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.models.errors import ModelError
 from service.models.pipelines.folder import load_pipeline
 from service.models.pipelines.pipeline import Pipeline
 from tests.adapters import random_adapter
@@ -64,6 +65,15 @@ def test_files_mean_what_diffusers_reads_from_them(write: Callable[[Path], Path]
         ours, theirs = picture(network, tuple(zip(files, scales, strict=True))), by_diffusers(reference, network)
         assert (ours - theirs).norm() < 1e-4 * theirs.norm()
         assert (ours - picture(plain, ())).norm() > 1e-4 * ours.norm()
+
+
+def test_an_adapter_that_is_not_there_is_missed_before_any_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_stable_diffusion_xl(tmp_path / "model")
+    monkeypatch.setattr("service.models.pipelines.folder.load_network", lambda *_: pytest.fail("weights are read"))
+    with pytest.raises(ModelError, match=r"lora ink: there is no file .*ink\.safetensors"):
+        load(folder, {"ink": tmp_path / "ink.safetensors"})
 
 
 def load(folder: Path, files: Mapping[str, Path] | None = None) -> Pipeline:
