@@ -15,6 +15,8 @@ from tests.adapters import random_adapter
 from tests.http.server import Server
 from tests.pipelines import FAMILIES, load
 
+pytestmark = pytest.mark.timeout(300)  # a server that imports diffusers takes a minute to start on a busy machine
+
 
 @pytest.fixture(scope="module")
 def sd3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -22,7 +24,7 @@ def sd3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     layers = ["transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2"]
     file = random_adapter(load(folder).transformer, layers).save(folder / "ink.safetensors")
     model = f"sd3={folder},steps=4,lora=ink:{file}"
-    server = Server(tmp_path_factory.mktemp("server") / "log", "--model", model, "--model", "shapes", ready_seconds=110.0)
+    server = Server(tmp_path_factory.mktemp("server") / "log", "--model", model, "--model", "shapes", ready_seconds=240.0)
     yield server
     server.stop()
 
