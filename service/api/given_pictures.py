@@ -57,6 +57,8 @@ def _opened(text: str, param: str) -> Image.Image:
         if picture.width * picture.height > MOST_PIXELS:
             raise InvalidField(param, f"{param} has {picture.width}x{picture.height} pixels; at most {MOST_PIXELS} are read")
         picture.load()
+    except Image.DecompressionBombError:  # raised before its size can be asked
+        raise InvalidField(param, f"{param} has far too many pixels; at most {MOST_PIXELS} are read") from None
     except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InvalidField):
             raise

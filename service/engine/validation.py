@@ -36,7 +36,7 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
         raw = {**card.procedure_defaults, **raw}
     spec = PROCEDURES.get(name) if isinstance(name, str) else None
     if spec is None:
-        raise InvalidField("procedure.name", f"unknown procedure {name!r}; {card.name} can run: {', '.join(card.procedures)}")
+        raise InvalidField("procedure.name", f"unknown procedure {name!r:.80}; {card.name} can run: {', '.join(card.procedures)}")
     if spec.kind != card.kind:
         raise InvalidField("procedure.name", f"{name} makes {spec.kind}, but {card.name} is a model for {card.kind}")
     if not spec.needs & set(card.signature):
