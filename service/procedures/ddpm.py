@@ -23,7 +23,8 @@ def ddpm(grid: Grid, variance: Literal["small", "large"] = "small") -> SamplerTa
         alpha_t, sigma_t, alpha_s, sigma_s = grid.alphas[i], grid.sigmas[i], grid.alphas[i + 1], grid.sigmas[i + 1]
         ratio = alpha_t / alpha_s
         added = sigma_t**2 - (ratio * sigma_s) ** 2
-        of_data, of_state = alpha_s * added / sigma_t**2, ratio * sigma_s**2 / sigma_t**2
+        share = (sigma_s / sigma_t) ** 2  # not of squares, which vanish before their roots do
+        of_data, of_state = alpha_s * (1.0 - ratio**2 * share), ratio * share
         deviation = math.sqrt(max(added, 0.0)) * (sigma_s / sigma_t if variance == "small" else 1.0)
         p, q = grid.data_from(i)
         rows.append(replace(grid.row(i), a=of_state + of_data * p, b=of_data * q, d=deviation if sigma_s > 0.0 else 0.0))

@@ -37,7 +37,7 @@ def dpmpp_2m(grid: Grid, eta: float = 0.0, solver: Literal["midpoint", "heun"] =
         weight = alpha_s * (1.0 - fall ** (1.0 + eta))
         last_of_few = i + 1 == grid.steps < _FEW
         difference = 0.0  # times x0 - x0_prev
-        if math.isfinite(h) and math.isfinite(h_prev) and not last_of_few:
+        if 0.0 < h < math.inf and math.isfinite(h_prev) and not last_of_few:  # 0: the last step, where it stands still
             g = (1.0 + eta) * h
             half = weight / 2.0 if solver == "midpoint" else alpha_s * (1.0 - (1.0 - math.exp(-g)) / g)
             difference = half * h / h_prev

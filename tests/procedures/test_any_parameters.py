@@ -68,3 +68,17 @@ def test_a_sampler_has_a_table_or_says_which_parameter_is_wrong(name: str) -> No
         assert table.s[-1] == 0.0 or table.sigma[-1] < 0.05
         assert 0.0 < max(table.start) < 1e5
     assert tables > 30
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_times_that_are_nearly_data_are_times_like_others(name: str) -> None:
+    table = msgspec.convert({"timesteps": [0.5, 1e-300]}, SAMPLERS[name]).table(NoiseProcess())
+    assert table.t[0] == 0.5
+
+
+def test_a_last_step_that_stands_still_has_no_difference_to_weight() -> None:
+    lowest = TrainingTimes(betas=LATENT, spacing="linspace", whole=False, final="lowest")
+    for solver in ("midpoint", "heun"):
+        asked = msgspec.convert({"steps": 20, "solver": solver}, SAMPLERS["dpmpp_2m"])
+        table = asked.table(NoiseProcess(times=lowest, prediction="noise"))
+        assert (table.a[-1], table.b[-1], table.c1[-1]) == (1.0, 0.0, 0.0)

@@ -135,3 +135,16 @@ def test_dpmpp_2m_stands_in_for_pndm_on_its_times() -> None:
     assert procedure == {"name": "dpmpp_2m"}
     assert noise.grid(50).times == (*(float(20 * i + 1) for i in range(49, -1, -1)), 0.0)
     assert noise.grid(50).sigmas[-1] > 0.0
+
+
+def test_a_quantile_takes_few_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def counted(x: float, a: float, b: float) -> float:
+        asked.append(x)
+        return beta_probability(x, a, b)
+
+    monkeypatch.setattr("service.procedures.schedules.beta_probability", counted)
+    for i in range(1, 1000):
+        beta_quantile(i / 1000.1, 0.6, 0.6)
+    assert len(asked) < 10 * 999
