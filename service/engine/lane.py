@@ -68,7 +68,7 @@ class Lane:
     preemptions: int = 0
     cached_tokens: int = 0
     turn: bool = False
-    _turns: dict[Bucket, int] = field(default_factory=dict)
+    _turns: dict[Bucket, float] = field(default_factory=dict)
     _taken: int = 0
     _trials: dict[Situation, Trial] = field(default_factory=dict)
     _tried: Trial | None = None
@@ -190,7 +190,12 @@ class Lane:
         """The bucket whose turn it is, of those that the first priority waits for, and who is in it in the order of moving."""
         priority = min(request.submit.priority for request in ready)
         buckets = dict.fromkeys(request.bucket for request in ready if request.submit.priority == priority)
-        bucket = min(buckets, key=lambda each: (self._turns.get(each, 0), _stage(each)))
+        present = {request.bucket for request in ready}
+        self._turns = {each: turn for each, turn in self._turns.items() if each in present or each[1:] == (0, 0)}
+        for each in buckets:
+            # A size that comes waits for those that waited before it came: else ever new ones would go before all others.
+            self._turns.setdefault(each, self._taken - 0.5 if each[0] == "refine" else -1.0)
+        bucket = min(buckets, key=lambda each: (self._turns[each], _stage(each)))
         self._taken += 1
         self._turns[bucket] = self._taken
         line = self.costs[bucket].line()

@@ -211,3 +211,19 @@ def test_forwards_of_one_size_say_nothing_of_the_slope() -> None:
     for _ in range(20):
         cost.observe(1, 0.4)  # a slow start must not hold the batch at one row for ever
     assert cost.affordable(0.2) is None
+
+
+def test_ever_new_sizes_do_not_keep_an_old_one_waiting() -> None:
+    s = scheduler(rows=4, running=4)
+    s.add(encoded(image("old", steps=50)))
+    moved = 0
+    for i in range(40):
+        name = f"new{i}"
+        s.add(encoded(image(name, arrived=1.0 + i, size=16 + 8 * i, steps=1)))
+        batch = s.next_batch(0.0)
+        moved += batch.items[0].request.id == "old"
+        for item in batch.items:
+            if item.request.id != "old":
+                s.remove(item.request.id)
+    assert moved >= 8
+    assert len(s.lanes["image"]._turns) < 10
