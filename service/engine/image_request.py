@@ -71,10 +71,13 @@ class ImageRequest(Request):
 
     def hasten(self, rows: int) -> None:
         """Go on, when some rows have run, in at most so many: by jumps or, where the network knows none, by the same sampler's
-        steps from here, of which one at least is made."""
+        steps from here, of which one at least is made. As before where the sampler cannot begin here, so near to the data."""
         assert 0 < self.at < len(self.rows) and rows > 0
         rest = self.course.shortened(self.card, self._jumps, rows)
-        table = rest[1].table(Underway.of(self.card.noise, *self.rows[self.at - 1].after), self._tokens)
+        try:
+            table = rest[1].table(Underway.of(self.card.noise, *self.rows[self.at - 1].after), self._tokens)
+        except ValueError:
+            return
         left = latent_rows(table, rest[1], self.card)
         self.rows[self.at :] = [replace(row, index=i, draw=i, start=None) for i, row in enumerate(left, self.at)]
         self.course.turn(rest, self.at)
@@ -99,6 +102,12 @@ class ImageRequest(Request):
         return 2 if paired else 1
 
     @property
+    def _may_be_paired(self) -> bool:
+        """Whether rows that take the place of these may be evaluated without the text as well."""
+        guided = any(choice.parameters["guidance"] != 1.0 for choice in self.submit.choices)
+        return guided and self.card.guidance_input != "always"
+
+    @property
     def _tokens(self) -> int:
         return self.card.tokens(self.work.width, self.work.height)
 
@@ -109,7 +118,7 @@ class ImageRequest(Request):
 
     def propose(self) -> list[PictureRow]:
         if self.encoded is None:
-            paired = any(row.paired for row in self.rows) or (bool(self.submit.choices) and self.card.guidance_input != "always")
+            paired = any(row.paired for row in self.rows) or self._may_be_paired
             return [EncodeRow((self.work.prompt, self.work.negative) if paired else (self.work.prompt,), bool(self.work.image))]
         return [DecodeRow() if self.latent is not None else self.rows[self.at]]
 

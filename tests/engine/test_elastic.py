@@ -21,6 +21,7 @@ from service.engine.loop import Engine
 from service.engine.messages import Done, FromEngine, ImageWork, ModelCard, Submit
 from service.engine.planning import HEADROOM
 from service.models.latent_network import Adapters, Condition
+from service.procedures.noise import NoiseProcess, TrainingTimes
 from service.procedures.quality import MeasuredQuality, QualityTable
 from service.workers.block_pool import BlockPool
 from service.workers.hosting import ImageHost
@@ -255,3 +256,35 @@ def test_costs_are_learnt_before_anything_is_known() -> None:
     done = toy.finish()
     assert toy.clock.now <= 0.1 and all("then" in each.ran for each in done.values())
     assert isinstance(toy.lane.costs[BUCKET], ForwardCost)
+
+
+def test_what_cannot_be_planned_anew_goes_on_as_it_is() -> None:
+    class Lowest(Timed):
+        """Its last two steps end at the same level of noise, from which none is left."""
+
+        noise = NoiseProcess(times=TrainingTimes(spacing="linspace", final="lowest"), prediction="noise")
+        signature = ("noise(x,t)",)
+
+    toy = Toy(None, Lowest())
+    toy.know_costs()
+    toy.ask("late", 0.5, {"name": "heun", "guidance": 1.0})
+    toy.tick()
+    request = toy.request("late")
+    while request.at < len(request.rows) - 2:
+        toy.tick()
+    toy.clock.now += 10.0  # as when something else had the device
+    done = toy.finish()["late"]
+    assert done.rgb and "then" not in done.ran and done.usage.nfe == len(request.rows)
+
+
+def test_a_model_without_a_class_for_no_text_is_not_asked_for_one_where_nothing_is_guided() -> None:
+    class Classes(Timed):
+        def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
+            if "" in texts:
+                raise ValueError("there is no class for an empty prompt")
+            return super().encode(texts, negative)
+
+    toy = Toy(None, Classes())
+    toy.ask("plain", 10.0, {"guidance": 1.0})
+    toy.ask("guided", 10.0, {"guidance": 2.0})
+    assert toy.finish()["plain"].rgb and set(toy.outputs.failed) == {"guided"}
