@@ -14,6 +14,8 @@ from service.models.latent_network import Adapters, Condition, LatentNetwork
 from service.workers.types import Encoded, EncodeMove, RowError
 
 KEPT_BYTES = 256 << 20
+BESIDE_NUMBERS = 2048
+"""Bytes of a condition that are neither its numbers nor its text: a class is one number, and millions of texts can mean it."""
 
 
 Kind = tuple[bool, Adapters]
@@ -76,12 +78,16 @@ class Conditions:
             self._known.move_to_end(key)
             return
         self._known[key] = condition
-        self._bytes += condition.bytes
+        self._bytes += _size(key, condition)
         while self._bytes > self._kept and len(self._known) > 1:
-            _, forgotten = self._known.popitem(last=False)
-            self._bytes -= forgotten.bytes
+            self._bytes -= _size(*self._known.popitem(last=False))
 
     def _keys(self, move: EncodeMove) -> list[Key]:
         """The prompt, and the text that guidance leads away from if there is one."""
         adapters = tuple((name, scale) for name, scale in move.adapters if scale and name in self._network.text_adapters)
         return [(text, (i > 0, adapters)) for i, text in enumerate(move.texts)]
+
+
+def _size(key: Key, condition: Condition) -> int:
+    """Bytes that a kept condition takes; of a text up to four a character."""
+    return condition.bytes + BESIDE_NUMBERS + 4 * len(key[0])
