@@ -119,7 +119,7 @@ class LatentWorker:
         return x
 
     def _forked(self, moves: list[RefineMove], x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """States with noise of their own where they are copies."""
+        """States with noise of their own where they are copies, and are not kept by a mask."""
         forks = [(i, move.seed, move.source) for i, move in enumerate(moves) if move.source is not None and move.source.scale]
         if not forks:
             return x
@@ -128,7 +128,9 @@ class LatentWorker:
         theirs = self._noise([source.seed for _, _, source in forks], draws, STEP_NOISE, shape)
         scale = torch.tensor([source.scale for _, _, source in forks], device=self.device).view(-1, 1, 1, 1)
         x = x.clone()
-        x[[i for i, _, _ in forks]] += scale * (own - theirs)
+        for (i, _, _), other in zip(forks, scale * (own - theirs), strict=True):
+            mask = moves[i].encoded.mask
+            x[i] += other if mask is None else mask * other
         return x
 
     def _kept(self, moves: list[RefineMove], x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -19,6 +19,8 @@ from tests.engine.test_pictures import engine_of, request
 from tests.latent_networks import ToyNetwork
 
 SPREAD = 0.4
+GIVEN = 1.0
+"""In a latent, of white."""
 
 
 class SpreadNetwork(ToyNetwork):
@@ -195,3 +197,26 @@ def test_a_cancelled_search_ends_every_output() -> None:
     engine = engine_of(SpreadNetwork())
     (done,) = engine.take(search("s", BestOf(scorer="brightness"), outputs=3)) + engine.take(Finish("s"))
     assert isinstance(done, Done) and [one.rgb for one in done.each(3)] == [b""] * 3
+
+
+def test_copies_keep_what_a_mask_keeps_at_its_own_level_of_noise() -> None:
+    """What the network sees where nothing changes is alpha x0 + sigma eps of one noise, in copies as in all others."""
+    seen: list[Tensor] = []
+
+    class Watched(SpreadNetwork):
+        def evaluate(self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, conditions: Any, adapters: Any) -> Tensor:
+            level = t.view(-1, 1, 1, 1)
+            seen.extend(((x - (1 - level) * GIVEN) / level)[:, :, :, 1:])
+            return super().evaluate(x, t, s, guidance, conditions, adapters)
+
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, :8] = 255
+    picture = np.full((16, 16, 3), 255, np.uint8)
+    method = Particles(scorer="brightness", particles=4, temperature=1e-3)
+    options: dict[str, Any] = {"image": picture.tobytes(), "mask": mask.tobytes(), "seed": 5}
+    outputs = finish_all(engine_of(Watched()), [search("s", method, **options)])
+    assert outputs.done["s"].usage.nfe == 40
+    noises = torch.stack(seen)
+    own = noises[:4]
+    distance = (noises[:, None] - own[None]).abs().flatten(2).amax(dim=2).amin(dim=1)
+    assert distance.max() < 1e-3
