@@ -111,6 +111,9 @@ class CompletionBody(TextFields):
         return 0 if self.logprobs is None and ranked else self.logprobs
 
 
+MOST_ADAPTERS = 16
+
+
 class AdapterPart(Part):
     name: StrictStr
     scale: Annotated[Number, Field(ge=-10, le=10)] = 1.0
@@ -124,7 +127,7 @@ class PictureFields(Part):
     image: StrictStr | None = Field(None, description="base64 or data URL of the picture to start from")
     mask: StrictStr | None = Field(None, description="the same, white where the picture is to change")
     quality: Quality | None = Field(None, description="chooses procedure and steps, instead of them")
-    lora: list[AdapterPart] = Field([], description="adapters, as /v1/models lists them")
+    lora: list[AdapterPart] = Field([], max_length=MOST_ADAPTERS, description="adapters, as /v1/models lists them")
     search: dict[str, Any] | None = Field(
         None, description="{method: best_of, candidates, scorer} or {method: particles, particles, scorer, temperature, ...}"
     )

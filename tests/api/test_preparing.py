@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from service.api.preparing import sampling
 from service.api.sampling_schemas import SamplingFields
+from service.api.schemas import MOST_ADAPTERS, AdapterPart, PictureFields
 from service.engine.messages import ModelCard
 
 
@@ -14,3 +16,9 @@ def test_a_temperature_that_would_leave_float32_is_zero_whoever_says_it(given: f
     parts = ("m", "text", "", [], False, [], "autoregressive", 1, 10, 10)
     assert sampling(ModelCard(*parts), SamplingFields(temperature=given)).temperature == meant
     assert sampling(ModelCard(*parts, sampling_defaults={"temperature": given}), SamplingFields()).temperature == meant
+
+
+def test_a_row_has_no_more_adapters_than_it_can_be_computed_with() -> None:
+    assert len(PictureFields(lora=[AdapterPart(name="a")] * MOST_ADAPTERS).adapters()) == MOST_ADAPTERS
+    with pytest.raises(ValidationError, match="at most 16"):
+        PictureFields(lora=[AdapterPart(name="a")] * (MOST_ADAPTERS + 1))

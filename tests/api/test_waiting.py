@@ -6,7 +6,7 @@ import asyncio
 
 from service.api.waiting import Waiting
 from service.engine.client import Event
-from service.engine.messages import Done, Revision, Tokens, Usage
+from service.engine.messages import Done, Preview, Revision, Tokens, Usage
 
 
 def canvas(*tokens: int | None) -> Revision:
@@ -58,3 +58,16 @@ def test_whoever_waits_gets_what_comes() -> None:
         return await taking
 
     assert asyncio.run(race()) == (2, canvas(1))
+
+
+def test_previews_that_a_client_does_not_take_do_not_pile_up() -> None:
+    waiting = Waiting(previews=1000)
+    shown = [Preview("r", step, 9, 1 - step / 9, 10, 10, bytes([step]) * 300) for step in range(8)]
+    for preview in shown:
+        waiting.put(0, preview)
+    done = Done("r", "completed", Usage())
+    waiting.put(0, done)
+    assert all_of(waiting, 4) == [(0, shown[5]), (0, shown[6]), (0, shown[7]), (0, done)]
+    huge = Preview("r", 1, 9, 0.5, 100, 100, bytes(30_000))
+    waiting.put(1, huge)
+    assert all_of(waiting, 1) == [(1, huge)]
