@@ -8,7 +8,6 @@ from collections import deque
 from service.engine.client import Event
 from service.engine.messages import Preview, Revision
 
-
 PREVIEW_BYTES = 64 << 20
 
 

@@ -23,10 +23,20 @@ NOISES = [
 ]
 OWN: dict[str, list[Any]] = {
     "eta": [0.0, 0.3, 1.0], "churn": [0.0, 1.0, 1000.0], "churn_min": [0.0, 1.0], "churn_max": [0.5, 1e5],
-    "noise_scale": [0.5, 1.5], "variance": ["small", "large"], "solver": ["midpoint", "heun", "bh1", "bh2"], "order": [1, 2],
+    "noise_scale": [0.5, 1.5], "variance": ["small", "large"], "solver": ["midpoint", "heun", "bh1", "bh2"],
+    "order": [1, 2, "random", "raster"],
     "gamma": [0.0, 0.5, 1.0], "restarts": [1, 20], "level": [0.01, 0.5, 0.99], "jumps": [1, 100],
     "timestep_scaling": [0.01, 10.0, 1000.0],
 }  # fmt: skip
+
+
+def takes(parameters: type[SamplerParameters], name: str, value: Any) -> bool:
+    """Samplers have parameters of one name and other values."""
+    try:
+        msgspec.convert({name: value}, parameters)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def drawn(parameters: type[SamplerParameters], chance: random.Random) -> SamplerParameters | None:
@@ -43,7 +53,7 @@ def drawn(parameters: type[SamplerParameters], chance: random.Random) -> Sampler
     asked["strength"] = chance.choice([1.0, 0.5, 1e-9])
     for name, values in OWN.items():
         if name in parameters.__struct_fields__:
-            asked[name] = chance.choice(values)
+            asked[name] = chance.choice([value for value in values if takes(parameters, name, value)])
     try:
         return msgspec.convert(asked, parameters)
     except msgspec.ValidationError:
