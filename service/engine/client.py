@@ -21,6 +21,7 @@ from service.engine.messages import (
     Finish,
     FinishReason,
     FromEngine,
+    ImageWork,
     ModelCard,
     Preview,
     ProcedureCard,
@@ -41,6 +42,8 @@ log = logging.getLogger("stride.client")
 Event = Tokens | Scores | Revision | Preview | Done | Failed
 STOP_SECONDS = 10.0
 MODEL_ERROR_EXIT = 3
+PICTURE_BYTES = 1 << 30
+"""Of given pictures that are in flight: a queue that is bounded by requests alone could hold a hundred times as much."""
 
 
 class EngineUnavailable(Exception):
@@ -52,10 +55,12 @@ class QueueFull(Exception):
 
 
 class EngineStream:
-    """Events of one submitted request: any number of Tokens, Scores, Revision and Preview, then one Done or Failed."""
+    """Events of one submitted request: any number of Tokens, Scores, Revision and Preview, then one Done or Failed. `pictures`
+    are the bytes of those that were given with it."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, pictures: int = 0) -> None:
         self.id = request_id
+        self.pictures = pictures
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
 
     def put(self, event: Event) -> None:
@@ -132,9 +137,12 @@ class EngineClient:
         room = self._settings.max_waiting + self._settings.max_running * len(self.models)
         if len(self._streams) + len(submits) > room:
             raise QueueFull(f"{len(self._streams)} requests are queued or running")
+        streams = [EngineStream(submit.id, _pictures(submit)) for submit in submits]
+        held, more = (sum(stream.pictures for stream in some) for some in (self._streams.values(), streams))
+        if held and more and held + more > PICTURE_BYTES:
+            raise QueueFull(f"given pictures of {held >> 20} MiB are queued or running")
         # Encoded before anything is registered: what cannot be sent must not hold a place.
         encoded = [self._encoder.encode(submit) for submit in submits]
-        streams = [EngineStream(submit.id) for submit in submits]
         self._streams |= {stream.id: stream for stream in streams}
         for message in encoded:
             self._send_bytes(message)
@@ -230,6 +238,11 @@ class EngineClient:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.put(Failed(stream.id, 503, "engine_unavailable", "the engine went away; the request can be sent again"))
+
+
+def _pictures(submit: Submit) -> int:
+    """Bytes of the picture to start from, and of its mask."""
+    return len(submit.work.image) + len(submit.work.mask) if isinstance(submit.work, ImageWork) else 0
 
 
 def _schema(parameters: type[msgspec.Struct]) -> dict[str, object]:
