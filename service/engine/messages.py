@@ -135,8 +135,8 @@ class ModelCard(msgspec.Struct, frozen=True):
 
     Of models for pictures, `vocab_size` is 0 where texts are not checked before the engine has them; `noise` is what training
     did to data, `guidance_range` what scales of it are known as an input, `pixels_per_token` the side of what the network
-    sees as one token; `procedure_defaults` are parameters for requests that name no procedure, or the default one; it
-    `reuses` what its blocks said in former steps where a request asks for it.
+    sees as one token; `procedure_defaults` are parameters for requests that name no procedure, or the default one, and
+    their guidance is that of every other; it `reuses` what its blocks said in former steps where a request asks for it.
     `quality` is what was measured of its procedures, None where nothing was.
     """
 

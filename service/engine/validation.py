@@ -34,6 +34,8 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
     name = raw.pop("name", card.default_procedure)
     if name == card.default_procedure:
         raw = {**card.procedure_defaults, **raw}
+    elif "guidance" in card.procedure_defaults:  # a scale is the network's, whatever the sampler; a number of steps is not
+        raw = {"guidance": card.procedure_defaults["guidance"], **raw}
     spec = PROCEDURES.get(name) if isinstance(name, str) else None
     if spec is None:
         raise InvalidField("procedure.name", f"unknown procedure {name!r:.80}; {card.name} can run: {', '.join(card.procedures)}")

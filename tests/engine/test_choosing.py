@@ -98,3 +98,10 @@ def test_steps_of_its_own_keep_a_request_from_being_shortened(own: dict[str, Any
 def test_neither_quality_nor_deadline_is_the_default() -> None:
     decision = decide(CORRECT, None, None, hurried=False, negative=False)
     assert (decision.procedure, decision.parameters["steps"], decision.choices) == ("euler", 20, [])
+
+
+def test_another_sampler_keeps_the_model_s_guidance_and_has_steps_of_its_own() -> None:
+    turbo = card(procedure_defaults={"steps": 1, "guidance": 1.0})
+    named = decide(turbo, {"name": "dpmpp_2m"}, None, hurried=False, negative=False).parameters
+    assert (named["steps"], named["guidance"]) == (20, 1.0)
+    assert decide(turbo, {"name": "heun", "guidance": 2.5}, None, hurried=False, negative=False).parameters["guidance"] == 2.5
