@@ -28,7 +28,7 @@ class ClassLabels:
             return self.null
         if name.isascii() and name.isdecimal():
             if len(name) > 9 or int(name) >= self.classes:
-                raise ValueError(f"the prompt must be a class from 0 to {self.classes - 1}, not {name:.20}")
+                raise ValueError(f"the prompt must be a class from 0 to {self.classes - 1}, not {prompt:.80}")
             return int(name)
         found = self._numbers.get(name)
         if found is None:
