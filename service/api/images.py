@@ -1,4 +1,4 @@
-"""POST /v1/images/generations, as OpenAI's clients expect it."""
+"""POST /v1/images/generations and /v1/images/edits, as OpenAI's clients expect them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ async def generations(body: ImageBody, request: Request, service: ServiceDep) ->
 async def edits(request: Request, service: ServiceDep) -> Response:
     """OpenAI's image edits, as multipart/form-data: `image` and `mask` are files (png, jpeg, webp), and the mask is transparent
     where the picture is to change. Without a mask all of it changes, as far as `strength` says."""
-    return await _answer(await edit_body(request), request, service, transparent=True)
+    return await _answer(await edit_body(request), request, service, edit=True)
 
 
-async def _answer(body: ImageBody, request: Request, service: Service, transparent: bool = False) -> Response:
+async def _answer(body: ImageBody, request: Request, service: Service, edit: bool = False) -> Response:
     card = service.card(body.model, "image")
     check_n(service, body.n)
     if body.partial_images and not body.stream:
@@ -56,14 +56,14 @@ async def _answer(body: ImageBody, request: Request, service: Service, transpare
             raise
         raise InvalidField(theirs, f"{theirs}: {str(error).removeprefix(f'{name}: ')}") from None
     procedure, parameters = decision.procedure, decision.parameters
-    work = await image_work(service, card, body.prompt, body, 0, transparent)
+    work = await image_work(service, card, body.prompt, body, 0, transparent=edit)
     if body.partial_images:
         rows = refinement_rows(card, procedure, parameters, (work.width, work.height))
         work = msgspec.structs.replace(work, preview_every=_preview_every(rows, body.partial_images))
     job = Job(service, request, card, procedure, parameters)
     start(service, job, work, body, {"partial_images": body.partial_images}, decision.choices)
     if body.stream:
-        return sse.stream(_events(job, body, f"{work.width}x{work.height}"))
+        return sse.stream(_events(job, body, f"{work.width}x{work.height}", "image_edit" if edit else "image_generation"))
     return JSONResponse(await unless_gone(request, job, _whole(job, body)))
 
 
@@ -113,7 +113,7 @@ def _usage(usages: list[Usage]) -> dict[str, Any]:
     return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, **total(usages)}
 
 
-async def _events(job: Job, body: ImageBody, size: str) -> AsyncIterator[str]:
+async def _events(job: Job, body: ImageBody, size: str, name: str) -> AsyncIterator[str]:
     sent: dict[int, int] = {}
     common = {"output_format": body.output_format, "size": size, "quality": body.quality or "auto", "background": "opaque"}
     try:
@@ -126,13 +126,13 @@ async def _events(job: Job, body: ImageBody, size: str) -> AsyncIterator[str]:
             if isinstance(event, Preview) and sent.get(index, 0) < body.partial_images:
                 number = sent.get(index, 0)
                 sent[index] = number + 1
-                kind = "image_generation.partial_image"
+                kind = f"{name}.partial_image"
                 picture = await encoded(event, body.output_format)
                 yield sse.event({"type": kind, "b64_json": picture, "partial_image_index": number, **head}, kind)
             elif isinstance(event, Done):
                 if not event.rgb:
                     raise _cancelled()
-                kind = "image_generation.completed"
+                kind = f"{name}.completed"
                 picture = await encoded(event, body.output_format)
                 answer = {"type": kind, "b64_json": picture, "usage": _usage([event.usage]), **head, **_ran(job, event, body)}
                 yield sse.event(with_score(answer, event.score), kind)
