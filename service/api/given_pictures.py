@@ -62,7 +62,7 @@ def _opened(text: str, param: str) -> Image.Image:
     except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InvalidField):
             raise
-        raise InvalidField(param, f"{param} is not the base64 of a picture ({', '.join(FORMATS)})") from None
+        raise InvalidField(param, f"{param} is no picture ({', '.join(FORMATS)}), in JSON as base64") from None
     return picture
 
 

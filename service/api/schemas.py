@@ -148,6 +148,12 @@ class ImageBody(Served, PictureFields):
         None, description="chooses procedure and steps, instead of them; auto is as if it were not given"
     )
 
+    REFUSED: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        **Served.REFUSED, "background": (("auto", "opaque"), "pictures have no transparency"),
+        "moderation": (("auto", "low"), "nothing is moderated"), "style": ((), "say it in the prompt"),
+        "output_compression": ((100, "100"), "choose the output_format"), "input_fidelity": ((), "use strength"),
+    }  # fmt: skip
+
     def asked_quality(self) -> Quality | None:
         """OpenAI's words for it, those of all its models, as ours."""
         word = self.quality
@@ -162,6 +168,12 @@ class GenerateBody(Served, SamplingFields, PictureFields):
     preview_every: Annotated[
         StrictInt, Field(ge=0, le=10_000, description="evaluations between previews, with stream; 0 is none")
     ] = 0
+
+    REFUSED: ClassVar[dict[str, tuple[tuple[Any, ...], str]]] = {
+        **Served.REFUSED, "strength": ((), 'here it is a parameter of procedure: {"strength": ...}'),
+        "num_inference_steps": ((), 'here it is a parameter of procedure: {"steps": ...}'),
+        "guidance_scale": ((), 'here it is a parameter of procedure: {"guidance": ...}'),
+    }  # fmt: skip
 
     def likeliest(self) -> int | None:
         return self.logprobs

@@ -66,7 +66,8 @@ def test_openai_edits_take_files_and_transparency_says_where(server: Server, dra
     alpha[:16, :, 3] = 0
     answer = client.images.edit(
         model="shapes", prompt="a large red circle", image=("in.png", file(drawn)), mask=("mask.png", file(alpha)),
-        n=2, size="32x32", extra_body={"seed": 7, "num_inference_steps": 8, "procedure": "euler"},
+        n=2, size="32x32", background="auto", output_compression=100,
+        extra_body={"seed": 7, "num_inference_steps": 8, "procedure": "euler"},
     )  # fmt: skip
     assert answer.data is not None and len(answer.data) == 2
     for one in answer.data:
@@ -82,7 +83,7 @@ def test_edits_stream_partial_pictures(server: Server, drawn: np.ndarray) -> Non
         extra_body={"num_inference_steps": 10, "procedure": "euler", "strength": 0.7},
     )  # fmt: skip
     kinds = [event.type for event in stream]
-    assert len(kinds) == 3 and kinds[-1].endswith("completed")
+    assert kinds == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
 
 
 GREY = np.full((32, 32, 3), 128, np.uint8)
@@ -109,6 +110,7 @@ GREY = np.full((32, 32, 3), 128, np.uint8)
         ({"procedure": {"name": "euler", "schedule": "sideways"}}, "procedure.schedule"),
         ({"size": "32x"}, "size"),
         ({"size": "99999999x1"}, "size"),
+        ({"image": encoded(GREY), "strength": 0.5}, "strength"),
     ],
 )
 def test_bad_pictures_name_their_field(server: Server, body: dict[str, Any], param: str) -> None:
@@ -126,6 +128,7 @@ def test_bad_pictures_name_their_field(server: Server, body: dict[str, Any], par
         (PROMPT | {"image": "text"}, {}, "image"),
         (PROMPT, {"image": file(GREY), "mask": file(GREY)}, "mask"),
         (PROMPT | {"strength": "1"}, {"image": file(GREY)}, "strength"),
+        (PROMPT | {"background": "transparent"}, {"image": file(GREY)}, "background"),
         ({"model": "shapes"}, {"image": file(GREY)}, "prompt"),
     ],
 )
