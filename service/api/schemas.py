@@ -144,7 +144,7 @@ class ImageBody(Served, PictureFields):
     num_inference_steps: StrictInt | None = None
     guidance_scale: Number | None = None
     strength: Number | None = Field(None, description="how far the given picture may change, 0 to 1")
-    quality: Quality | OpenAIQuality | None = Field(  # type: ignore[assignment]
+    quality: Literal[Quality, OpenAIQuality] | None = Field(  # type: ignore[assignment]
         None, description="chooses procedure and steps, instead of them; auto is as if it were not given"
     )
 

@@ -139,6 +139,12 @@ def test_bad_forms_name_their_field(server: Server, fields: dict[str, str], file
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
 
 
+def test_a_quality_that_is_none_is_told_the_words_of_both(server: Server) -> None:
+    answer = server.post("/v1/images/generations", PROMPT | {"quality": "ultra"})
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == 400 and "'balanced'" in message and "'hd'" in message, message
+
+
 def test_edits_take_no_json(server: Server) -> None:
     answer = server.post(EDITS, PROMPT)
     assert answer.status_code == 400 and "multipart" in answer.json()["error"]["message"]
