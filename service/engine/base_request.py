@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from service.engine.block_table import BlockTable
 from service.engine.messages import Done, Failed, FinishReason, Submit, Usage
-from service.procedures.types import Stage
+from service.procedures.picture_rows import Stage
 from service.workers.types import Picture
 
 Bucket = tuple[Stage | None, int, int]

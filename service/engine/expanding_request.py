@@ -9,7 +9,7 @@ from typing import Any
 from service.engine.image_request import ImageRequest
 from service.engine.messages import FromEngine, Preview
 from service.procedures.masked_autoregressive import MaskedAutoregressiveParameters
-from service.procedures.types import ExpandRow, PictureRow
+from service.procedures.picture_rows import ExpandRow, PictureRow
 from service.workers.types import Encoded, ExpandMove, LatentMove, LatentOutcome, Picture, RefineMove
 
 

@@ -12,7 +12,7 @@ from service.engine.base_request import Bucket, Request
 from service.engine.course import Course
 from service.engine.latent_rows import latent_rows, sampler_parameters, takes_guidance
 from service.engine.messages import Done, FinishReason, FromEngine, ImageWork, ModelCard, Preview, Submit
-from service.procedures.types import DecodeRow, EncodeRow, LatentRow, PictureRow
+from service.procedures.picture_rows import DecodeRow, EncodeRow, LatentRow, PictureRow
 from service.procedures.underway import Underway
 from service.workers.types import (
     DecodeMove,

@@ -39,7 +39,8 @@ from service.engine.moves import (
 )
 from service.engine.planning import Crowd
 from service.engine.request import AnyRequest, TextRequest
-from service.procedures.types import STAGES, TokenRow
+from service.procedures.picture_rows import STAGES
+from service.procedures.types import TokenRow
 from service.workers.block_pool import BlockPool
 
 

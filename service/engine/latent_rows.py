@@ -8,9 +8,9 @@ import msgspec
 
 from service.engine.messages import ModelCard
 from service.procedures.parameters import SamplerParameters
+from service.procedures.picture_rows import LatentRow
 from service.procedures.registry import PROCEDURES
 from service.procedures.tables import SamplerTable
-from service.procedures.types import LatentRow
 
 
 def sampler_parameters(procedure: str, parameters: Any) -> SamplerParameters:

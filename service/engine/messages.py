@@ -11,10 +11,10 @@ import msgspec
 
 from service.engine.reports import Gauges, Tick
 from service.procedures.noise import NoiseProcess
+from service.procedures.picture_rows import GuidanceInput
 from service.procedures.quality import QualityTable
 from service.procedures.search import Search
 from service.procedures.sizes import SizeRule
-from service.procedures.types import GuidanceInput
 
 FinishReason = Literal["stop", "length", "cancelled", "completed"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.engine.request import AnyRequest, TextRequest
-from service.procedures.types import Draft, PictureRow, TokenRow
+from service.procedures.picture_rows import PictureRow
+from service.procedures.types import Draft, TokenRow
 
 Rows = list[TokenRow] | list[PictureRow]
 

@@ -13,8 +13,8 @@ from service.engine.block_table import BlockTable
 from service.engine.image_request import ImageRequest
 from service.engine.messages import Done, FinishReason, Found, FromEngine, ImageWork, ModelCard, Submit
 from service.procedures.chance import Purpose, uniform
+from service.procedures.picture_rows import PictureRow, ScoreRow, Stage
 from service.procedures.search import BestOf, Particles, in_place, potential, resampling_rows, systematic
-from service.procedures.types import PictureRow, ScoreRow, Stage
 from service.workers.types import Encoded, EncodeMove, Fork, LatentMove, LatentOutcome, Picture, RefineMove, Score, ScoreMove
 
 SEEDS = 2**63

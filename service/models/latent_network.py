@@ -11,8 +11,8 @@ from torch import Tensor
 
 from service.models.reuse_memory import Reuse
 from service.procedures.noise import NoiseProcess
+from service.procedures.picture_rows import GuidanceInput
 from service.procedures.sizes import SizeRule
-from service.procedures.types import GuidanceInput
 
 Adapters = tuple[tuple[str, float], ...]
 """Names and scales of the LoRA adapters that one row uses; mostly none."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from service.models.latent_network import LatentNetwork
-from service.procedures.types import LatentRow
+from service.procedures.picture_rows import LatentRow
 
 
 def guided(network: LatentNetwork, rows: Sequence[LatentRow], out: Tensor) -> Tensor:

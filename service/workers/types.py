@@ -10,7 +10,8 @@ from torch import Tensor
 
 from service.models.latent_network import Adapters, Condition
 from service.models.reuse_memory import Reuse
-from service.procedures.types import Draft, LatentRow, Reading, TokenRow
+from service.procedures.picture_rows import LatentRow
+from service.procedures.types import Draft, Reading, TokenRow
 from service.workers.occurrences import Occurrences, Seen
 
 
