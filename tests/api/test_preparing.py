@@ -13,7 +13,7 @@ from service.engine.messages import ModelCard
 
 @pytest.mark.parametrize("given,meant", [(0.0, 0.0), (1e-40, 0.0), (9.9e-6, 0.0), (1e-5, 1e-5), (0.7, 0.7)])
 def test_a_temperature_that_would_leave_float32_is_zero_whoever_says_it(given: float, meant: float) -> None:
-    parts = ("m", "text", "", [], False, [], "autoregressive", 1, 10, 10)
+    parts = ("m", "text", "", [], [], "autoregressive", 1, 10, 10)
     assert sampling(ModelCard(*parts), SamplingFields(temperature=given)).temperature == meant
     assert sampling(ModelCard(*parts, sampling_defaults={"temperature": given}), SamplingFields()).temperature == meant
 

@@ -21,7 +21,7 @@ from service.workers.types import RowError, TokenMove, TokenOutcome, TokenRead
 MASK = 0
 VOCABULARY = 7
 CARD = ModelCard(
-    "text", "text", "", [], False, ["autoregressive", "block_diffusion"], "autoregressive", 0, VOCABULARY, 10_000,
+    "text", "text", "", [], ["autoregressive", "block_diffusion"], "autoregressive", 0, VOCABULARY, 10_000,
     mask_token_id=MASK,
 )  # fmt: skip
 

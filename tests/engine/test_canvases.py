@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from service.engine.assembly import build_engine
-from service.engine.cost import ForwardCost
+from service.engine.base_request import TEXTS
 from service.engine.lane import Lane, Limits
 from service.engine.loop import Engine
 from service.engine.messages import Finish, ModelCard, Revision, Sampling, Submit, TextWork
@@ -25,7 +25,7 @@ from tests.checkpoints import write_decoder
 from tests.engine.driving import Outputs, finish_all
 from tests.engine.reading_worker import CARD, reading_engine
 
-TEXT = ModelCard("text", "text", "", [], False, [], "", 0, 300, 100_000, mask_token_id=299)
+TEXT = ModelCard("text", "text", "", [], [], "", 0, 300, 100_000, mask_token_id=299)
 RULES: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": 0.8},
     "factor": {"factor": 1.0, "rule": "threshold"},
@@ -42,11 +42,11 @@ assert {*get_args(Rule)} <= RULES.keys()
 
 
 def lane_of(rows: int, tokens: int, affordable: int | None = None) -> Scheduler:
-    cost = ForwardCost()
+    lane = Lane(BlockPool(4096, 16), Limits(rows, tokens, 256), False)
     if affordable is not None:
         for size in (1, 4, 16):
-            cost.observe(size, 0.02 + 0.18 / affordable * size)
-    return Scheduler({"text": Lane(BlockPool(4096, 16), Limits(rows, tokens, 256), False, cost=cost)})
+            lane.costs[TEXTS].observe(size, 0.02 + 0.18 / affordable * size)
+    return Scheduler({"text": lane})
 
 
 def begin(name: str, block_length: int = 0, priority: int = 0, revisions: bool = False) -> TextRequest:

@@ -20,7 +20,7 @@ from tests.families import VARIANTS, VOCABULARY, write_variant
 
 pytest.importorskip("transformers")
 
-CARD = ModelCard("m", "text", "", [], False, ["autoregressive"], "autoregressive", 0, VOCABULARY, 256)
+CARD = ModelCard("m", "text", "", [], ["autoregressive"], "autoregressive", 0, VOCABULARY, 256)
 SHARED = torch.randint(3, VOCABULARY, (29,), generator=torch.Generator().manual_seed(7)).tolist()
 BLOCK = 4
 SUBMITS = [

@@ -51,7 +51,7 @@ class TableWorker:
 
 def frequencies(case: str) -> Counter[tuple[int, ...]]:
     pool = BlockPool(4096, 8)
-    card = ModelCard("text", "text", "", [], False, ["speculative"], "speculative", 0, VOCABULARY, 100, drafters=["ngram"])
+    card = ModelCard("text", "text", "", [], ["speculative"], "speculative", 0, VOCABULARY, 100, drafters=["ngram"])
     engine = Engine([Served(card, Lane(pool, Limits(256, 4096, 256)), TableWorker())])
     work = TextWork([1, 2], LENGTH, Sampling(**CASES[case]))  # type: ignore[arg-type]
     parameters = {"draft_tokens": 4, "ngram_min": 1, "adaptive": False}
