@@ -7,7 +7,7 @@ import base64
 import binascii
 import io
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from service.engine.messages import SizeRule
 from service.engine.validation import InvalidField
@@ -56,7 +56,7 @@ def _opened(text: str, param: str) -> Image.Image:
         picture = Image.open(io.BytesIO(raw), formats=FORMATS)
         if picture.width * picture.height > MOST_PIXELS:
             raise InvalidField(param, f"{param} has {picture.width}x{picture.height} pixels; at most {MOST_PIXELS} are read")
-        picture.load()
+        picture = ImageOps.exif_transpose(picture)  # as a camera's owner sees it
     except Image.DecompressionBombError:  # raised before its size can be asked
         raise InvalidField(param, f"{param} has far too many pixels; at most {MOST_PIXELS} are read") from None
     except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

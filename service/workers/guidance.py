@@ -28,7 +28,9 @@ def guided(network: LatentNetwork, rows: Sequence[LatentRow], out: Tensor) -> Te
 
 def rescaled(combined: Tensor, conditional: Tensor, share: Tensor) -> Tensor:
     """`share` [R] of each row with the standard deviation of the conditional output, which guidance has enlarged, and the
-    rest as it is (arXiv 2305.08891, eq. 15 and 16). A row whose share is 0 keeps its bits."""
-    deviation = conditional.flatten(1).std(dim=1) / combined.flatten(1).std(dim=1)
-    factor = torch.where(share > 0.0, share * deviation + (1.0 - share), torch.ones_like(share))
+    rest as it is (arXiv 2305.08891, eq. 15 and 16). A row whose share is 0, or whose output is the same everywhere, keeps its
+    bits."""
+    own = combined.flatten(1).std(dim=1)
+    ratio = conditional.flatten(1).std(dim=1) / own
+    factor = torch.where((share > 0.0) & (own > 0.0), share * ratio + (1.0 - share), torch.ones_like(share))
     return combined * factor.view(-1, 1, 1, 1)

@@ -158,3 +158,16 @@ def test_a_picture_of_another_size_is_brought_to_the_models(server: Server) -> N
 def test_models_tell_sizes_noise_and_adapters(server: Server) -> None:
     entry = httpx.get(server.url + "/v1/models/shapes").json()
     assert entry["sizes"] == ["32x32"] and entry["guidance_input"] == "jumps" and entry["adapters"] == []
+
+
+def test_a_photograph_is_turned_as_its_camera_says(server: Server) -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(pixels).save(buffer, "png", exif=exif)
+    image = base64.b64encode(buffer.getvalue()).decode()
+    mask = np.zeros((32, 32), np.uint8)
+    mask[0, 0] = 255
+    seen = generated(server, image=image, mask=encoded(mask), procedure={"name": "euler", "steps": 2})
+    assert seen[2:14].mean() < 5 and seen[18:30].mean() > 250
