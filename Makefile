@@ -10,9 +10,9 @@ ARGS ?=
 serve: $(VENV)/.installed
 	$(BIN)/stride serve --port $(PORT) $(ARGS)
 
-## everything that must hold before a commit; ARGS go to pytest
+## everything that must hold before a commit, a process a core; ARGS go to pytest
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -53,17 +53,16 @@ def _opened(text: str, param: str) -> Image.Image:
         text = text.partition(",")[2]
     try:
         raw = base64.b64decode(text, validate=True)
-        picture = Image.open(io.BytesIO(raw), formats=FORMATS)
-        if picture.width * picture.height > MOST_PIXELS:
-            raise InvalidField(param, f"{param} has {picture.width}x{picture.height} pixels; at most {MOST_PIXELS} are read")
-        picture = ImageOps.exif_transpose(picture)  # as a camera's owner sees it
+        file = Image.open(io.BytesIO(raw), formats=FORMATS)
+        if file.width * file.height > MOST_PIXELS:
+            raise InvalidField(param, f"{param} has {file.width}x{file.height} pixels; at most {MOST_PIXELS} are read")
+        return ImageOps.exif_transpose(file)  # as the camera's owner sees it
     except Image.DecompressionBombError:  # raised before its size can be asked
         raise InvalidField(param, f"{param} has far too many pixels; at most {MOST_PIXELS} are read") from None
     except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, InvalidField):
             raise
         raise InvalidField(param, f"{param} is no picture ({', '.join(FORMATS)}), in JSON as base64") from None
-    return picture
 
 
 def _fitting(rule: SizeRule, width: int, height: int) -> tuple[int, int]:
