@@ -64,6 +64,7 @@ class ImageModel:
     spec: ModelSpec
     network: FlowTransformer | LatentNetwork
     parameters: int
+    dtype: torch.dtype
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -203,36 +204,38 @@ def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.devic
             network = MaskedAutoregressive(MaskedAutoregressiveConfig.from_json(json))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"config.json: {error}") from error
-    network = network.to(device=device, dtype=spec.dtype or fast_dtype(device)).requires_grad_(False)
+    dtype = spec.dtype or fast_dtype(device)
+    network = network.to(device=device, dtype=dtype).requires_grad_(False)
     checkpoint = SafetensorsFolder(spec.folder)
     fill(spec.name, checkpoint, fitting(network, checkpoint, Family()), Family())
     network.eval()
-    return ImageModel(spec, PatchwiseNetwork(network) if isinstance(network, MaskedAutoregressive) else network, _count(network))
+    served = PatchwiseNetwork(network) if isinstance(network, MaskedAutoregressive) else network
+    return ImageModel(spec, served, _count(network), dtype)
 
 
 def _load_pipeline(spec: ModelSpec, device: torch.device) -> ImageModel:
     _refuse(spec, TEXT_OPTIONS, "is for text models, and this one makes pictures")
     dtype = spec.dtype or fast_dtype(device)
     if read_object(spec.folder / INDEX).get("_class_name") == DIT_PIPELINE:
-        return _class_conditional(spec, load_dit_pipeline(spec.name, spec.folder, dtype, device))
+        return _class_conditional(spec, load_dit_pipeline(spec.name, spec.folder, dtype, device), dtype)
     network = load_pipeline(spec.name, spec.folder, dtype, device, dict(spec.lora))
     network.steps = network.steps if spec.steps is None else spec.steps
     network.guidance = network.guidance if spec.guidance is None else spec.guidance
-    return ImageModel(spec, network, network.parameters)
+    return ImageModel(spec, network, network.parameters, dtype)
 
 
 def _load_class_conditional(spec: ModelSpec, json: dict[str, Any], device: torch.device) -> ImageModel:
     _refuse(spec, TEXT_OPTIONS, "is for text models, and this one makes pictures")
     dtype = spec.dtype or fast_dtype(device)
-    return _class_conditional(spec, load_class_conditional(spec.name, spec.folder, json, dtype, device))
+    return _class_conditional(spec, load_class_conditional(spec.name, spec.folder, json, dtype, device), dtype)
 
 
-def _class_conditional(spec: ModelSpec, network: ClassConditional) -> ImageModel:
+def _class_conditional(spec: ModelSpec, network: ClassConditional, dtype: torch.dtype) -> ImageModel:
     _refuse(spec, ("lora",), "is for pipelines whose prompt is a text, and this model's is a class")
     given = {"steps": spec.steps, "guidance": spec.guidance}
     chosen = {name: value for name, value in given.items() if value is not None}
     network.default_procedure = {**network.default_procedure, **chosen}
-    return ImageModel(spec, network, network.parameters)
+    return ImageModel(spec, network, network.parameters, dtype)
 
 
 def _refuse(spec: ModelSpec, options: tuple[str, ...], why: str) -> None:

@@ -108,9 +108,9 @@ def _host_pictures(model: ImageModel, hosting: Hosting, device: torch.device, th
     slots = BlockPool(hosting.latents)
     worker = LatentWorker(network, slots, device, threads, hosting.batch_invariant)
     log.info(
-        "%s: %s, %d parameters, run by %s, pictures of %s, %d at a time with %s of latents",
-        spec.name, spec.folder, model.parameters, network.run_by, network.sizes.describe(), hosting.latents,
-        readable(worker.store.nbytes),
+        "%s: %s, %d parameters, %s, run by %s, pictures of %s, %d at a time with %s of latents",
+        spec.name, spec.folder, model.parameters, str(model.dtype).removeprefix("torch."), network.run_by,
+        network.sizes.describe(), hosting.latents, readable(worker.store.nbytes),
     )  # fmt: skip
     return ImageHost(spec.name, spec.folder, model.parameters, network, slots, worker, read_quality(spec.folder))
 

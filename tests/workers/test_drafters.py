@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from service.models.loading import EMBEDDED
 from service.procedures.drafts import accepted
 from service.procedures.types import Axis, Draft, TokenRow
 from service.workers.hosting import Hosting, TextHost, host
+from service.workers.kernel_forward import KernelForward
 from service.workers.types import Deferred, Draws, RowError, TokenMove
 from tests.checkpoints import write_decoder
 from tests.heads import add_mtp, write_eagle, write_medusa, write_mtp
@@ -189,8 +191,10 @@ def test_a_drafter_without_numbers_changes_nothing(tmp_path: Path, kind: str) ->
         for parameter in [] if held is None else held.parameters():
             parameter.data.fill_(float("nan"))
     if kind in ("draft_model", "itself"):
-        embed = worker._forward.decoder.embed  # type: ignore[attr-defined]
-        worker._forward.decoder.embed = lambda tokens: embed(tokens) * float("nan")  # type: ignore[attr-defined]
+        forward: Any = worker._forward  # type: ignore[attr-defined]
+        reader = forward.decoder if isinstance(forward, KernelForward) else forward
+        embed = reader.embed
+        reader.embed = lambda tokens: embed(tokens) * float("nan")
     drafted = writers(model, drafter, 3, PROMPTS, DRAWS)
     assert write(model, drafted, 20) == plain
     assert all(writer.forwards == 20 for writer in drafted)
