@@ -27,6 +27,7 @@ from tests.engine.driving import finish_all
 from tests.engine.guessing import install
 
 VOCABULARY, LENGTH, SEEDS = 5, 3, 5000
+UNLIMITED = 1e9  # seconds of a forward: with a limit a busy machine leaves no room for guesses
 TABLE = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(11)) * 1.3
 CASES: dict[str, dict[str, float]] = {
     "plain": {},
@@ -52,7 +53,7 @@ class TableWorker:
 def frequencies(case: str) -> Counter[tuple[int, ...]]:
     pool = BlockPool(4096, 8)
     card = ModelCard("text", "text", "", [], ["speculative"], "speculative", 0, VOCABULARY, 100, drafters=["ngram"])
-    engine = Engine([Served(card, Lane(pool, Limits(256, 4096, 256)), TableWorker())])
+    engine = Engine([Served(card, Lane(pool, Limits(256, 4096, 256, UNLIMITED)), TableWorker())])
     work = TextWork([1, 2], LENGTH, Sampling(**CASES[case]))  # type: ignore[arg-type]
     parameters = {"draft_tokens": 4, "ngram_min": 1, "adaptive": False}
     outputs = finish_all(engine, [Submit(f"{i}", "text", "speculative", parameters, i, work, 0.0) for i in range(SEEDS)])
