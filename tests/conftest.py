@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
+
+# Read when triton is imported, which diffusers and transformers do as well: this file comes before all test modules.
+# Where there is a GPU, Triton's kernels run on it; elsewhere in the interpreter.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 from kernels.cpu import library
 from service.workers import fastest_forward

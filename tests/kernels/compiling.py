@@ -1,0 +1,83 @@
+"""Compiles every instance in `AOT` of the Triton kernels for a GPU that need not be there, and prints what became of them.
+
+    python -m tests.kernels.compiling [FOLDER OF kernels/]
+
+Run without TRITON_INTERPRET. Prints one JSON object a line: kernel, instance, error, registers a thread, stack in bytes a
+thread (spilled registers live there), shared memory in bytes a program.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.dispatch import Instance
+
+HOPPER = GPUTarget("cuda", 90, 32)
+KERNELS = Path(__file__).parent.parent.parent / "kernels"
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    kernel: str
+    instance: str
+    error: str = ""
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+
+
+def instances(only: str) -> Iterator[tuple[str, Instance]]:
+    for file in sorted(KERNELS.glob("*/triton_kernel*.py")):
+        if only in file.parent.name:
+            module = importlib.import_module(f"kernels.{file.parent.name}.{file.stem}")
+            yield from ((file.parent.name, Instance(*instance)) for instance in module.AOT)
+
+
+def compiled(kernel: str, instance: Instance) -> Compiled:
+    function, signature, constants, options = instance
+    name = f"{function.__name__} {constants} {options or ''}".strip()
+    missing = set(function.arg_names) ^ set(signature)
+    if missing:
+        return Compiled(kernel, name, f"signature and parameters differ in {sorted(missing)}")
+    # Tensors of torch begin at multiples of 16 bytes, which a launch would find out.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if signature[name][0] == "*"}
+    ordered = {name: signature[name] for name in function.arg_names}
+    try:
+        binary = triton.compile(ASTSource(function, ordered, constants, aligned), target=HOPPER, options=dict(options))
+    except Exception as error:  # reported with the kernel's name: the others are compiled all the same
+        return Compiled(kernel, name, f"{type(error).__name__}: {error}")
+    registers, stack = usage(binary.asm["cubin"])
+    return Compiled(kernel, name, "", registers, stack, binary.metadata.shared)
+
+
+def usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack a thread."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout)
+    assert found, said.stdout
+    return int(found[1]), int(found[2])
+
+
+def main() -> None:
+    for kernel, instance in instances(sys.argv[1] if len(sys.argv) > 1 else ""):
+        print(json.dumps(asdict(compiled(kernel, instance))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

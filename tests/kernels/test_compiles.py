@@ -1,0 +1,36 @@
+"""Every Triton kernel compiles ahead of time for sm_90 (H100), GPU or not, and fits its registers and shared memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parent.parent.parent
+SHARED_MEMORY = 227 * 1024
+"""Bytes a program may have on an H100."""
+MAY_USE_STACK = {"sampler_update"}
+"""Kernels of Box-Muller numbers: the float64 cosine reduces large angles in memory. No other may spill registers."""
+
+
+@pytest.mark.timeout(600)
+def test_every_instance_compiles_for_a_gpu_and_fits_it() -> None:
+    """In a process without the interpreter; compiled kernels stay in Triton's cache, so that only changed ones take long."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    said = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compiling"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    found = [json.loads(line) for line in said.stdout.splitlines()]
+    errors = [f"{one['kernel']}: {one['instance']}: {one['error']}" for one in found if one["error"]]
+    assert not errors, "\n".join(errors)
+    with_kernels = {file.parent.name for file in ROOT.glob("kernels/*/triton_kernel*.py")}
+    assert {one["kernel"] for one in found} == with_kernels, "every kernel gives instances in AOT"
+    for one in found:
+        assert one["shared"] <= SHARED_MEMORY, one
+        assert one["stack"] == 0 or one["kernel"] in MAY_USE_STACK, one
