@@ -6,21 +6,45 @@ The engine reports its forwards and gauges over the wire (`Tick`, `Gauges`), so 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service import __version__
-from service.engine.messages import Usage
+from service.engine.messages import ModelCard, ProcedureCard, Usage
 from service.engine.reports import Gauges, Tick
 
 SECONDS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+AXES = ("expand", "refine", "encode", "decode", "score")
+KINDS = ("prompt", "cached", "generated", "drafted", "accepted", "revised")
+GOOD_ENDS = ("stop", "length", "completed", "cancelled")
+REFUSALS = ("invalid", "unauthorised", "queue_full", "deadline", "unavailable", "error")
+"""What becomes of a request that fails: `invalid` and `unauthorised` are the client's doing, `error` is the service's."""
+
+
+def outcome_of(status: int) -> str:
+    """The refusal that an HTTP status stands for."""
+    known = {401: "unauthorised", 429: "queue_full", 503: "unavailable", 504: "deadline"}
+    return known.get(status, "error" if status >= 500 else "invalid")
+
+
+def effort(usage: Usage, ran: Mapping[str, Any]) -> str:
+    """What a deadline left of a picture's plan: `full`; a `cheaper` one before its first evaluation, or fewer of the same jumps;
+    `shortened` on the way."""
+    if "stopped_after" in ran:
+        return "shortened"
+    return "full" if usage.nfe == usage.planned_nfe else "cheaper"
 
 
 class Metrics:
-    """Labels are models, procedures, axes, outcomes and kinds: never an id, never free text."""
+    """Labels are models, procedures, axes, outcomes and kinds: never an id, never free text. `behind` is a model too, the one
+    that others wait for."""
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
@@ -52,10 +76,55 @@ class Metrics:
         )
         self.busy = Gauge("stride_device_busy_ratio", "Share of time spent in forwards", registry=r)
         self.engine_up = Gauge("stride_engine_up", "1 while the engine answers", registry=r)
-        self.engine_restarts = Gauge("stride_engine_restarts_total", "Times the engine was started again", registry=r)
+        self.engine_restarts = Counter("stride_engine_restarts", "Times the engine was started again", registry=r)
+        self.limit = Gauge("stride_requests_limit", "Requests that may be queued or running, before 429", registry=r)
+        self.refusals = Counter("stride_refusals", "Answers below /v1 with an error status", ["outcome"], registry=r)
+        self.procedure_info = Gauge(
+            "stride_procedure_info", "1 for what a model can run; axis is expand, refine or both", [*both, "axis"], registry=r
+        )
+        self.fill = Histogram(
+            "stride_batch_fill_ratio", "Share of a forward's room that was taken", ["model"], buckets=SHARES, registry=r
+        )
+        waited = "Seconds of forwards (of behind) that left requests (of model) standing, times the requests"
+        self.waited = Counter("stride_waited_seconds", waited, ["model", "behind"], registry=r)
+        self.request_forwards = Counter("stride_request_forwards", "Forwards of texts that ended", both, registry=r)
+        self.request_tokens = Counter("stride_request_tokens", "Output tokens of texts that ended", both, registry=r)
+        self.nfe = Histogram("stride_nfe", "Network evaluations of a picture, or of a search", both, buckets=SIZES, registry=r)
+        self.deadlines = Counter("stride_deadlines", "Outputs asked for with a deadline", ["model"], registry=r)
+        self.deadline_choices = Counter(
+            "stride_deadline_choices", "Pictures whose deadline chose, by what it left", [*both, "outcome"], registry=r
+        )
+        self.deadline_evaluations = Counter(
+            "stride_deadline_evaluations", "Evaluations of those, planned without it and made", ["model", "outcome"], registry=r
+        )
         info = Gauge("stride_build_info", "Version", ["version"], registry=r)
         info.labels(__version__).set(1)
+        for outcome in REFUSALS:
+            self.refusals.labels(outcome)
         self._counted: defaultdict[tuple[Counter, str], int] = defaultdict(int)
+        self._restarts = 0
+        self._models: dict[str, str] = {}
+
+    def served(self, models: Sequence[ModelCard], procedures: Sequence[ProcedureCard]) -> None:
+        """These are loaded. Their counters stand at 0 from now on: one that appears with its first event is not seen to rise."""
+        axes = {each.name: each.axes[0] if len(each.axes) == 1 else "both" for each in procedures}
+        self._models = {card.name: card.kind for card in models}
+        for card in models:
+            model = card.name
+            for procedure in card.procedures:
+                self.procedure_info.labels(model, procedure, axes[procedure]).set(1)
+                for outcome in (*GOOD_ENDS, *REFUSALS):
+                    self.requests.labels(model, procedure, outcome)
+            for axis in AXES:
+                self.moves.labels(model, axis)
+            for kind in KINDS if card.kind == "text" else ():
+                self.tokens.labels(model, kind)
+            for counter in (self.deadlines, self.deadlines_missed, self.preemptions):
+                counter.labels(model)
+            for outcome in ("planned", "made") if card.kind == "image" else ():
+                self.deadline_evaluations.labels(model, outcome)
+            for other in models:
+                self.waited.labels(model, other.name)
 
     def observe(self, message: Tick | Gauges) -> None:
         """Take in what the engine reports."""
@@ -66,11 +135,14 @@ class Metrics:
 
     def _observe_tick(self, tick: Tick) -> None:
         model = tick.model
-        for axis in ("expand", "refine", "encode", "decode", "score"):
+        for axis in AXES:
             self.moves.labels(model, axis).inc(getattr(tick, f"{axis}_moves"))
         self.forward.labels(model).observe(tick.forward_seconds)
         self.scheduler.labels(model).observe(tick.scheduler_seconds)
         self.batch_rows.labels(model).observe(tick.rows)
+        self.fill.labels(model).observe(tick.fill)
+        for waiting, count in tick.held.items():
+            self.waited.labels(waiting, model).inc(count * tick.forward_seconds)
         self.refine_steps.labels(model).inc(tick.refine_steps)
         if tick.tokens:
             self.batch_tokens.labels(model).observe(tick.tokens)
@@ -96,14 +168,36 @@ class Metrics:
 
     def missed(self, model: str) -> None:
         """A deadline passed before the request could be queued."""
+        self.hurried(model, 1)
         self.deadlines_missed.labels(model).inc()
 
-    def engine(self, up: bool, restarts: int) -> None:
-        """How the engine is, read when the metrics are."""
+    def hurried(self, model: str, count: int) -> None:
+        """So many outputs were asked for with a deadline."""
+        self.deadlines.labels(model).inc(count)
+
+    def refused(self, status: int) -> None:
+        """An answer with an error status; a client that left sees none."""
+        if status != 499:
+            self.refusals.labels(outcome_of(status)).inc()
+
+    def engine(self, up: bool, restarts: int, limit: int) -> None:
+        """How the engine is, and how many requests it takes, read when the metrics are."""
         self.engine_up.set(up)
-        self.engine_restarts.set(restarts)
+        self.engine_restarts.inc(restarts - self._restarts)
+        self._restarts = restarts
+        self.limit.set(limit)
         if not up:
             self._counted.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        """An engine that is away holds nothing, whatever it said last."""
+        self.busy.set(0)
+        for model, kind in self._models.items():
+            self.running.labels(model).set(0)
+            self.waiting.labels(model).set(0)
+            if kind == "text":
+                self.kv_blocks.labels(model, "used").set(0)
 
     def committed(self, model: str, count: int, gap: float | None) -> None:
         """`count` tokens came together, `gap` seconds after the ones before them."""
@@ -112,8 +206,11 @@ class Metrics:
             for _ in range(count):
                 self.inter_token.labels(model).observe(gap / count)
 
-    def ended(self, model: str, procedure: str, outcome: str, usage: Usage | None, pictures: int) -> None:
-        """A request's end: outcome is stop, length, completed, cancelled or error. `pictures` came of it."""
+    def ended(
+        self, model: str, procedure: str, outcome: str, usage: Usage | None, pictures: int = 0, ran: Mapping[str, Any] = {}
+    ) -> None:  # fmt: skip
+        """A request's end: outcome is stop, length, completed, cancelled or a refusal. `pictures` came of it, made by what `ran`
+        where a deadline chose that."""
         self.requests.labels(model, procedure, outcome).inc()
         if usage is None:
             return
@@ -122,6 +219,19 @@ class Metrics:
         if usage.first_output_seconds is not None:
             self.first_output.labels(model, procedure).observe(usage.first_output_seconds)
         self.images.labels(model, procedure).inc(pictures)
+        if usage.forwards and usage.generated_tokens is not None:
+            self.request_forwards.labels(model, procedure).inc(usage.forwards)
+            self.request_tokens.labels(model, procedure).inc(usage.generated_tokens)
+        if outcome == "completed" and usage.nfe is not None:
+            self._made(model, procedure, usage.nfe, usage, ran)
+
+    def _made(self, model: str, procedure: str, nfe: int, usage: Usage, ran: Mapping[str, Any]) -> None:
+        procedure = ran.get("name", procedure)
+        self.nfe.labels(model, procedure).observe(nfe)
+        if usage.planned_nfe is not None:
+            self.deadline_choices.labels(model, procedure, effort(usage, ran)).inc()
+            self.deadline_evaluations.labels(model, "planned").inc(usage.planned_nfe)
+            self.deadline_evaluations.labels(model, "made").inc(nfe)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -50,7 +50,7 @@ def create_app(settings: Settings, give_up: Callable[[], None] = lambda: None) -
 
     app = FastAPI(title="Stride", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
-    app.add_middleware(Border, settings=settings)
+    app.add_middleware(Border, settings=settings, refused=metrics.refused)
     install_handlers(app)
     for family in (openai_text, images, generate, operations):
         app.include_router(family.router)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
+from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,11 +17,12 @@ OPEN = ("/health", "/metrics")
 
 
 class Border:
-    """ASGI middleware. The id is sent as `X-Request-Id`."""
+    """ASGI middleware. The id is sent as `X-Request-Id`; `refused` is told every status of an error below /v1."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, refused: Callable[[int], None]) -> None:
         self._app = app
         self._settings = settings
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,6 +35,8 @@ class Border:
         async def named_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message.setdefault("headers", []).append((b"x-request-id", own.encode()))
+                if message["status"] >= 400 and scope["path"].startswith("/v1/"):
+                    self._refused(message["status"])
             await send(message)
 
         key = self._settings.api_key

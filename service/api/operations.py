@@ -115,7 +115,7 @@ async def ready(service: ServiceDep) -> JSONResponse:
 
 @router.get("/metrics", tags=["Operations"], summary="Prometheus metrics", response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
-    service.metrics.engine(service.client.ready, service.client.restarts)
+    service.metrics.engine(service.client.ready, service.client.restarts, service.client.room)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -15,6 +15,7 @@ from service.api.service_state import Service
 from service.api.waiting import Waiting
 from service.engine.client import Event
 from service.engine.messages import Choice, Done, Failed, ImageWork, ModelCard, Submit, TextWork, Tokens, Usage
+from service.metrics import outcome_of
 
 T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 15.0
@@ -56,6 +57,8 @@ class Job:
             for i, work in enumerate(works)
         ]
         streams = self._service.client.submit(submits)
+        if deadline is not None:
+            self._service.metrics.hurried(self.card.name, len(submits))
         self._open = {stream.id for stream in streams}
         self._service.running[self.id] = [stream.id for stream in streams]
         self._tasks = [asyncio.create_task(self._pump(i, stream)) for i, stream in enumerate(streams)]
@@ -80,9 +83,9 @@ class Job:
             self._last_token[index] = now
             metrics.committed(model, len(event.token_ids), None if before is None else now - before)
         elif isinstance(event, Done):
-            metrics.ended(model, self.procedure, event.finish_reason, event.usage, len(event.found) or bool(event.rgb))
+            metrics.ended(model, self.procedure, event.finish_reason, event.usage, len(event.found) or bool(event.rgb), event.ran)
         elif isinstance(event, Failed):
-            metrics.ended(model, self.procedure, "error", None, 0)
+            metrics.ended(model, self.procedure, outcome_of(event.status), None)
 
     async def events(self) -> AsyncIterator[tuple[int, Event] | None]:
         """Events of all outputs until each has had its Done; None when nothing came for 15 s.

@@ -58,7 +58,8 @@ class Service:
         return codec
 
     def take_models(self, cards: Sequence[ModelCard]) -> None:
-        """They are loaded: so are their codecs now, beside the loop, before somebody waits for them."""
+        """They are loaded: so are their codecs now, beside the loop, before somebody waits for them. Counts of theirs begin."""
+        self.metrics.served(cards, self.client.procedures())
         self._loading = [asyncio.create_task(asyncio.to_thread(_load_codec, card)) for card in cards if card.vocab_size]
 
     def trials(self, card: ModelCard) -> Trials:

@@ -123,6 +123,11 @@ class EngineClient:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
+    @property
+    def room(self) -> int:
+        """As many requests may be queued or running."""
+        return self._settings.max_waiting + self._settings.max_running * len(self.models)
+
     def procedures(self) -> list[ProcedureCard]:
         """Every procedure that this version has, with the JSON Schema of its parameters."""
         return [
@@ -134,8 +139,7 @@ class EngineClient:
         """Hand over all of these, or none. Raises EngineUnavailable or QueueFull."""
         if not self.ready:
             raise EngineUnavailable("the engine is not ready")
-        room = self._settings.max_waiting + self._settings.max_running * len(self.models)
-        if len(self._streams) + len(submits) > room:
+        if len(self._streams) + len(submits) > self.room:
             raise QueueFull(f"{len(self._streams)} requests are queued or running")
         streams = [EngineStream(submit.id, _pictures(submit)) for submit in submits]
         held, more = (sum(stream.pictures for stream in some) for some in (self._streams.values(), streams))

@@ -69,6 +69,7 @@ class Lane:
     preemptions: int = 0
     cached_tokens: int = 0
     turn: bool = False
+    room: int = 0
     _turns: dict[Bucket, float] = field(default_factory=dict)
     _taken: int = 0
     _trials: dict[Situation, Trial] = field(default_factory=dict)
@@ -174,7 +175,7 @@ class Lane:
         usual."""
         bucket, order = self._order(ready)
         affordable = self.costs[bucket].affordable(self.limits.seconds)
-        room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
+        room = self.room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
         moves = [(request, parted(request.propose(), min(room, self._short), self.limits.rows)) for request in order]
         proposed = self._with_guesses(moves, room)
         items = self._filled(proposed, room)

@@ -270,6 +270,8 @@ def _report(batch: Batch, counts: _Counts, forward_seconds: float, scheduler_sec
         cached_tokens=batch.cached_tokens,
         revised_tokens=sum(len(row.wanted) for row in tokens if row.axis is Axis.REFINE),
         refine_steps=axes[Axis.REFINE],
+        fill=batch.fill,
+        held=batch.held,
         forward_seconds=forward_seconds,
         scheduler_seconds=scheduler_seconds,
     )

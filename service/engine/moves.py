@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.engine.request import AnyRequest, TextRequest
@@ -65,6 +66,12 @@ def size_of(rows: Rows) -> int:
 def count(rows: Rows) -> int:
     """Moves that rows of one request are: those of a text make one."""
     return 1 if isinstance(rows[0], TokenRow) else len(rows)
+
+
+def fill(items: Sequence[Item], most: int, room: int) -> float:
+    """How much of a forward's room for rows or of that for their sizes these take, whichever is more, up to 1."""
+    rows, size = sum(count(item.rows) for item in items), sum(item.size for item in items)
+    return min(1.0, max(rows / most, size / max(1, room)))
 
 
 def parted(rows: Rows, room: int, most: int) -> Rows:

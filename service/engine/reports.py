@@ -8,7 +8,8 @@ import msgspec
 class Tick(msgspec.Struct, frozen=True, tag="tick"):
     """One forward, for the metrics: rows and tokens it held, seconds it and the scheduler took. `prompt_tokens` were
     computed for the first time, `cached_tokens` of prompts found in the cache instead. `drafted_tokens` are guesses that were
-    verified, `accepted_tokens` those of them that were right."""
+    verified, `accepted_tokens` those of them that were right. `fill` is how much of the room in it was taken, 0 to 1, and `held`
+    how many requests of each model it left standing."""
 
     model: str
     expand_moves: int
@@ -26,6 +27,8 @@ class Tick(msgspec.Struct, frozen=True, tag="tick"):
     encode_moves: int = 0
     decode_moves: int = 0
     score_moves: int = 0
+    fill: float = 0.0
+    held: dict[str, int] = {}
 
 
 class Gauges(msgspec.Struct, frozen=True, tag="gauges"):

@@ -7,22 +7,26 @@ a device by measured seconds. Within a lane a forward is filled with moves of wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.engine.base_request import Bucket
 from service.engine.lane import Lane
-from service.engine.moves import Item
+from service.engine.moves import Item, fill
 from service.engine.request import AnyRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The moves of one forward. `cached_tokens` of prompts were found in the cache since the batch before it."""
+    """The moves of one forward. `cached_tokens` of prompts were found in the cache since the batch before it. `fill` is how much
+    of the room for rows or of that for tokens is taken, whichever is more; `held` how many requests each model has whose moves
+    are not in it."""
 
     model: str
     items: list[Item]
     cached_tokens: int
     bucket: Bucket
+    fill: float = 0.0
+    held: dict[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -83,7 +87,10 @@ class Scheduler:
         self._tick += 1
         for item in items:
             item.request.last_tick = self._tick
-        return Batch(name, items, lane.cached_tokens - cached, items[0].request.bucket)
+        held = {each: len(other.waiting) + len(other.running) for each, other in self.lanes.items()}
+        held[name] -= len(items)
+        share = fill(items, lane.limits.rows, lane.room)
+        return Batch(name, items, lane.cached_tokens - cached, items[0].request.bucket, share, held)
 
     def keep(self, request: AnyRequest) -> None:
         """What a request's forward computed is sound, and may be shared."""

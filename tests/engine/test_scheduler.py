@@ -103,6 +103,21 @@ def test_every_text_is_served_before_any_is_served_again() -> None:
     assert sorted(served) == sorted(f"t{i}" for i in range(10) for _ in range(2))
 
 
+def test_a_batch_says_how_full_it_is_and_whom_it_leaves_standing() -> None:
+    s = scheduler(rows=8, running=6)
+    for i in range(10):
+        s.add(text(f"t{i}"))
+    s.add(image("i"))
+    batches = []
+    for _ in range(2):
+        batches.append(s.next_batch(0.0))
+        s.ran(batches[-1], 1.0)
+    image_batch, text_batch = sorted(batches, key=lambda batch: batch.model)
+    assert (image_batch.fill, image_batch.held) == (1 / 8, {"text": 10, "image": 0})
+    # Prefills of 4 tokens: six requests hold memory, four wait for it.
+    assert (text_batch.fill, text_batch.held) == (6 / 8, {"text": 4, "image": 1})
+
+
 def finished(s: Scheduler, seconds: float) -> list[str]:
     """Who ends, in that order, where a forward has room for one and an evaluation takes so many seconds."""
     for size in (1, 2, 3):
