@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from service.models.decoder_config import DecoderConfig
 from service.models.feed_forward import Experts, ExpertsBeside, FeedForward, stacked
-from service.models.normalisation import RMSNorm, norm_of
+from service.models.normalisation import RMSNorm, add_and_norm, norm_of
 from service.models.rope import rotary_angles, rotate
 
 __all__ = [
@@ -127,22 +127,24 @@ class DecoderLayer(nn.Module):
         self.layer_scalar = nn.Parameter(torch.ones(1)) if config.layer_scales else None
         self.canvas_scalar = nn.Parameter(torch.ones(1)) if config.layer_scales == 2 else None
 
-    def forward(self, x: Tensor, angles: list[Angles], attention: Attention, canvas: Tensor | None = None) -> Tensor:
-        """`canvas` bool [N]: which tokens are a canvas' (None: none is)."""
-        entering = x if self.input_layernorm is None else self.input_layernorm(x)
+    def forward(
+        self, x: Tensor, branch: Tensor | None, angles: list[Angles], attention: Attention, canvas: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The stream and what the layer before has still to add to it (None: nothing), both [N, d] -> the same behind this
+        layer: a sum and the norm that follows it are one pass. `canvas` bool [N]: which tokens are a canvas' (None: none is)."""
+        entering, x = add_and_norm(self.input_layernorm, x, branch)
         branch = self.self_attn(entering, angles, attention)
         branch = branch if self.attention_output_norm is None else self.attention_output_norm(branch)
-        x = x + F.dropout(branch, self.dropout, self.training)
-        entering = x if self.post_attention_layernorm is None else self.post_attention_layernorm(x)
+        entering, x = add_and_norm(self.post_attention_layernorm, x, F.dropout(branch, self.dropout, self.training))
         branch = self.mlp(entering)
         branch = branch if self.beside is None else self.beside(x, branch)
         branch = branch if self.mlp_output_norm is None else self.mlp_output_norm(branch)
-        x = x + F.dropout(branch, self.dropout, self.training)
+        branch = F.dropout(branch, self.dropout, self.training)
         if self.layer_scalar is None:
-            return x
+            return x, branch
         if self.canvas_scalar is None or canvas is None:
-            return x * self.layer_scalar.to(x.dtype)
-        return x * torch.where(canvas[:, None], self.canvas_scalar, self.layer_scalar).to(x.dtype)
+            return (x + branch) * self.layer_scalar.to(x.dtype), None
+        return (x + branch) * torch.where(canvas[:, None], self.canvas_scalar, self.layer_scalar).to(x.dtype), None
 
 
 class DecoderStack(nn.Module):
@@ -218,9 +220,10 @@ class Decoder(nn.Module):
         angles = [rotary_angles(positions, rope, self.config.head_dim) for rope in self.ropes]
         if self.config.learned_positions:
             x = x + self.model.embed_positions(positions)
+        branch: Tensor | None = None
         for layer in self.model.layers:
-            x = layer(x, angles, attention, canvas)
-        return self.model.norm(x)
+            x, branch = layer(x, branch, angles, attention, canvas)
+        return add_and_norm(self.model.norm, x, branch)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [M, d] of the positions that need them -> float32 [M, V]."""

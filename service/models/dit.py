@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from msgspec import Meta
 from torch import Tensor, nn
 
+from service.models.adaptive_norm import gate_added, gate_added_modulated, modulated
+
 MODEL_TYPE = "stride_dit"
 FREQUENCIES = 128
 
@@ -171,11 +173,6 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    """Layer norm without weights of its own, scaled and shifted by the row's condition [R, 1, width]."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
-
-
 class Block(nn.Module):
     """Attention and MLP, each modulated by the row's condition and gated (adaLN-zero)."""
 
@@ -198,8 +195,9 @@ class Block(nn.Module):
         """x [R, N, width], condition [R, width] -> like x."""
         parts = self.adaLN_modulation(condition).unsqueeze(1).chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = torch.addcmul(x, gate1, self.attn(modulated(x, shift1, scale1)))
-        return torch.addcmul(x, gate2, self.mlp(modulated(x, shift2, scale2, self.mlp_norm_eps)))
+        attended = self.attn(modulated(x, shift1, scale1))
+        x, hidden = gate_added_modulated(x, gate1, attended, shift2, scale2, self.mlp_norm_eps)
+        return gate_added(x, gate2, self.mlp(hidden))
 
 
 class FinalLayer(nn.Module):

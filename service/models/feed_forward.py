@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.fusing import fuses
+from kernels.swiglu import ACTIVATIONS, gated
 from service.models.decoder_config import DecoderConfig
 from service.models.normalisation import RMSNorm, norm_of
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
 
 
 def stacked(*layers: nn.Linear) -> nn.Linear:
@@ -60,7 +52,10 @@ class FeedForward(nn.Module):
         if self.gate_up_proj is None:
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
-            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+            both = self.gate_up_proj(x)
+            if fuses(both):
+                return self.down_proj(gated(both, self.activation))
+            gate, up = both.chunk(2, dim=-1)
         return self.down_proj(activation(gate) * up)
 
 

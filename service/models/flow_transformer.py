@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from service.models.adaptive_norm import gate_added, gate_added_modulated, modulated
+
 MODEL_TYPE = "stride_flow_transformer"
 
 
@@ -139,17 +141,15 @@ class Block(nn.Module):
         of the `last` block those of the patches alone."""
         parts = (modulation + self.modulation_embed).to(tokens.dtype).unsqueeze(2).unbind(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        patches, width = self.patches_a_side**2, tokens.shape[-1]
-        hidden = torch.addcmul(shift1, F.rms_norm(tokens, (width,), eps=1e-6), 1 + scale1)
-        query, key, value = self._heads(self.qkv(hidden), rotation)
+        patches = self.patches_a_side**2
+        query, key, value = self._heads(self.qkv(modulated(tokens, shift1, scale1, centred=False)), rotation)
         if last:
             tokens, query = tokens[:, :patches], query[:, :, :patches]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         attended = self.attention_out(attended.transpose(1, 2).flatten(2))
-        tokens = torch.addcmul(tokens, gate1, attended.to(tokens.dtype))
-        hidden = torch.addcmul(shift2, F.rms_norm(tokens, (width,), eps=1e-6), 1 + scale2)
+        tokens, hidden = gate_added_modulated(tokens, gate1, attended.to(tokens.dtype), shift2, scale2, centred=False)
         hidden = torch.cat([self._mix_neighbours(hidden), hidden[:, patches:]], dim=1)
-        return torch.addcmul(tokens, gate2, self.down(F.relu(self.up(hidden)).square()).to(tokens.dtype))
+        return gate_added(tokens, gate2, self.down(F.relu(self.up(hidden)).square()).to(tokens.dtype))
 
     def _heads(self, projected: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, heads, N, D] of a projection [B, N, 3 width]; the first two normalised and rotated."""
@@ -250,8 +250,7 @@ class FlowTransformer(nn.Module):
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, modulation, mask, rotation, last=index == len(self.blocks) - 1)
         shift, scale = self.final_modulation_head(condition).to(tokens.dtype).unsqueeze(1).chunk(2, dim=-1)
-        hidden = F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
-        decoded = F.relu(self.decode_up(torch.addcmul(shift, hidden, 1 + scale))).square()
+        decoded = F.relu(self.decode_up(modulated(tokens, shift, scale, centred=False))).square()
         return self.velocity(x, t, self.head(decoded))
 
     def condition(self, t: Tensor, s: Tensor, guidance: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.rms_norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from service.models.decoder_config import DecoderConfig
 
 
@@ -19,7 +19,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+    def added(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + branch, and that sum."""
+        return add_rms_norm(x, branch, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -32,10 +36,22 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+    def added(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + branch, and that sum."""
+        return add_layer_norm(x, branch, self.weight, self.bias, self.eps)
 
 
 def norm_of(config: DecoderConfig) -> nn.Module:
     """Of the stream."""
     size = config.hidden_size
     return RMSNorm(size, config.norm_eps) if config.norm == "rms" else LayerNorm(size, config.norm_eps)
+
+
+def add_and_norm(norm: nn.Module | None, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x with what is still to be added to it, behind `norm` (None: as it is), and before it."""
+    if branch is not None and isinstance(norm, RMSNorm | LayerNorm):
+        return norm.added(x, branch)
+    total = x if branch is None else x + branch
+    return total if norm is None else norm(total), total
