@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -51,6 +53,18 @@ class Reuse:
     def __post_init__(self) -> None:
         if not self.threshold >= 0.0:
             raise ValueError(f"the threshold must not be negative, but is {self.threshold}")
+
+
+@contextmanager
+def all_or_nothing(rows: Sequence[Reuse | None]) -> Iterator[None]:
+    """For several evaluations of one forward: where one fails, no row remembers anything of the others, which are run again."""
+    before = [(row, row.reused, row.memory) for row in rows if row is not None]
+    try:
+        yield
+    except Exception:
+        for row, reused, memory in before:
+            row.reused, row.memory = reused, memory
+        raise
 
 
 def relative_change(residual: Tensor, former: Tensor) -> Tensor:

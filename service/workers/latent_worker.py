@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels.philox import normal
 from kernels.sampler_update import sampler_update
 from service.models.latent_network import ExpandingNetwork, LatentNetwork
+from service.models.reuse_memory import all_or_nothing
 from service.models.scorers import ALWAYS
 from service.workers.block_pool import BlockPool
 from service.workers.conditions import Conditions
@@ -177,9 +178,10 @@ class LatentWorker:
         every = [slice(i, i + 1) for i in range(len(rows))] if alone else [slice(None)]
         x = x[index]
         parts = list[Tensor]()
-        for i in every:
-            with self.network.reusing(reuse[i]):
-                parts.append(self.network.evaluate(x[i], t[i], s[i], scale[i], conditions[i], adapters[i]))
+        with all_or_nothing(reuse):
+            for i in every:
+                with self.network.reusing(reuse[i]):
+                    parts.append(self.network.evaluate(x[i], t[i], s[i], scale[i], conditions[i], adapters[i]))
         return guided(self.network, [move.row for move in moves], torch.cat(parts))
 
     def _pictures(self, latents: Tensor) -> list[Picture]:

@@ -64,6 +64,27 @@ def test_requests_that_reuse_in_a_crowd_are_what_they_are_alone(network: ClassCo
         assert np.abs(pixels(alone, submit.id) - pixels(crowd, submit.id)).max() <= (0 if batch_invariant else 1)
 
 
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_a_row_that_fails_changes_nothing_that_others_remember(
+    network: ClassConditional, batch_invariant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, broken = network.evaluate, network.encode(["9"])[0]
+
+    def failing(*arguments: Any) -> torch.Tensor:
+        if any(torch.equal(condition.tensors["label"], broken.tensors["label"]) for condition in arguments[4]):
+            raise RuntimeError("this class cannot be evaluated")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(network, "evaluate", failing)
+    sound = CROWD[1:4]
+    outputs = finish_all(engine_of(network, batch_invariant), [*sound, request("broken", 0.1, seed=9)])
+    assert list(outputs.failed) == ["broken"]
+    for submit in sound:
+        alone = finish_all(engine_of(network, batch_invariant), [submit])
+        assert alone.done[submit.id].usage.reused == outputs.done[submit.id].usage.reused
+        assert np.abs(pixels(alone, submit.id) - pixels(outputs, submit.id)).max() <= (0 if batch_invariant else 1)
+
+
 def test_usage_says_how_many_evaluations_were_reused(network: ClassConditional) -> None:
     outputs = finish_all(engine_of(network), [request("none", 0.0), request("some", 0.25), request("all", 10.0)])
     none, some, every = (outputs.done[name].usage for name in ("none", "some", "all"))

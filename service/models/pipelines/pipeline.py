@@ -40,9 +40,10 @@ class Components:
 class Pipeline:
     """A LatentNetwork over diffusers' components.
 
-    A family gives `parts` (what it loads, `denoiser` among them), `encode`, `predict`, `latent_shape`, `tokens` and `sizes`,
-    and where it is not an AutoencoderKL with one scale, `to_latents` and `from_latents`. In `__init__` it sets `steps` and
-    `guidance`, its pipeline's defaults, and what the scheduler's config cannot say about `noise`.
+    A family gives `parts` (what it loads, `denoiser` among them), `encode`, `predict` and `sizes`; where they are its own,
+    `latent_shape` and `tokens`; and where it is not an AutoencoderKL with one scale, `to_latents` and `from_latents`. In
+    `__init__` it sets `steps` and `guidance`, its pipeline's defaults, what the scheduler's config cannot say about `noise`, and
+    `patch`, where a token is not two by two latent pixels.
     """
 
     parts: ClassVar[Mapping[str, Part]]
@@ -54,6 +55,7 @@ class Pipeline:
     decodes: bool = True
     scorers: tuple[str, ...] = ()
     run_by: str = "torch"
+    patch: int = 2
     steps: int
     guidance: float
     sizes: SizeRule
@@ -90,11 +92,11 @@ class Pipeline:
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         """(C, H, W) of the latent of a picture of so many pixels."""
-        raise NotImplementedError
+        return self.transformer.config.in_channels, height // self.pixels, width // self.pixels
 
     def tokens(self, width: int, height: int) -> int:
-        """Two by two latent pixels are one token."""
-        return (width // self.pixels // 2) * (height // self.pixels // 2)
+        side = self.pixels * self.patch
+        return (width // side) * (height // side)
 
     def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         """One condition a text; `negative` ones are what guidance leads away from."""

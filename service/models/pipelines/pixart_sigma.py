@@ -31,14 +31,8 @@ class PixArtSigma(Pipeline):
         if getattr(self.transformer, "use_additional_conditions", True):
             raise ValueError("transformer: variants that take sizes and aspect ratios (PixArt-α) are not supported")
         self.steps, self.guidance = 20, 4.5
+        self.patch = config.patch_size
         self.sizes = around(config.sample_size * self.pixels, config.patch_size * self.pixels)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
-        return self.transformer.config.in_channels, height // self.pixels, width // self.pixels
-
-    def tokens(self, width: int, height: int) -> int:
-        side = self.pixels * self.transformer.config.patch_size
-        return (width // side) * (height // side)
 
     def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         tokenizer, encoder = self.components.parts["tokenizer"], self.components.parts["text_encoder"]

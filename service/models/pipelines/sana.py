@@ -51,18 +51,12 @@ class Sana(Pipeline):
         components.parts["tokenizer"].padding_side = "right"
         self._told = len(components.parts["tokenizer"].encode(INSTRUCTION))
         self.steps, self.guidance = 20, 4.5
+        self.patch = config.patch_size
         self.sizes = around(config.sample_size * self.pixels, config.patch_size * self.pixels)
 
     @property
     def pixels(self) -> int:
         return 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
-        return self.transformer.config.in_channels, height // self.pixels, width // self.pixels
-
-    def tokens(self, width: int, height: int) -> int:
-        side = self.pixels * self.transformer.config.patch_size
-        return (width // side) * (height // side)
 
     def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         tokenizer, encoder = self.components.parts["tokenizer"], self.components.parts["text_encoder"]

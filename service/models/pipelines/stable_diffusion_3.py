@@ -36,14 +36,8 @@ class StableDiffusion3(Pipeline):
         self.steps, self.guidance = 28, 7.0
         config = self.transformer.config
         longest = config.pos_embed_max_size * config.patch_size * self.pixels
+        self.patch = config.patch_size
         self.sizes = around(config.sample_size * self.pixels, config.patch_size * self.pixels, longest)
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
-        return self.transformer.config.in_channels, height // self.pixels, width // self.pixels
-
-    def tokens(self, width: int, height: int) -> int:
-        side = self.pixels * self.transformer.config.patch_size
-        return (width // side) * (height // side)
 
     def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         parts = self.components.parts

@@ -47,9 +47,6 @@ class UNetPipeline(Pipeline):
             self.steps, self.guidance = LCM_STEPS, distilled_guidance
         self.sizes = around(config.sample_size * self.pixels, self.pixels)
 
-    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
-        return self.transformer.config.in_channels, height // self.pixels, width // self.pixels
-
     def tokens(self, width: int, height: int) -> int:
         """There is no sequence: pixels of the latent."""
         return (width // self.pixels) * (height // self.pixels)

@@ -45,9 +45,6 @@ class ZImage(Pipeline):
         axes = self.transformer.config.axes_lens
         self.sizes = around(SIDE * self.pixels, 2 * self.pixels, min(axes[1:]) * 2 * self.pixels)
 
-    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
-        return self.transformer.config.in_channels, height // self.pixels, width // self.pixels
-
     def encode(self, texts: Sequence[str], negative: bool = False) -> list[Condition]:
         tokenizer, encoder = self.components.parts["tokenizer"], self.components.parts["text_encoder"]
         ids, mask = token_ids(tokenizer, chat_prompts(tokenizer, texts, thinking=True), WORDS, self.device)
