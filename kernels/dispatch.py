@@ -20,8 +20,8 @@ _preferred = 0
 class Instance(NamedTuple):
     """One instance of a Triton kernel to be compiled ahead of time; `AOT` of every `triton_kernel` module is a list of them.
 
-    `signature` names the type of every parameter in order ("*fp32", "i32", "constexpr", ...), `constants` gives the values
-    of the constexprs, `options` what a launch would: num_warps, num_stages.
+    `signature` names the type of every parameter in order ("*fp32", "i32", "i32:16" for a multiple of 16, "constexpr", ...),
+    `constants` gives the values of the constexprs, `options` what a launch would: num_warps, num_stages.
     """
 
     function: Any

@@ -19,6 +19,16 @@ def product(a, b, sums):
 
 
 @triton.jit
+def widened(x, like):
+    """Numbers of 8 bits as floating-point numbers to multiply with `like`; exact."""
+    # The interpreter takes whole numbers for the bits of bfloat16.
+    if INTERPRETED:
+        return x.to(tl.float32)
+    else:
+        return x.to(like.dtype)
+
+
+@triton.jit
 def tanh(x):
     """To float32's absolute precision; the libraries' tanh is unknown to the interpreter."""
     return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)

@@ -52,9 +52,10 @@ def compiled(kernel: str, instance: Instance) -> Compiled:
     missing = set(function.arg_names) ^ set(signature)
     if missing:
         return Compiled(kernel, name, f"signature and parameters differ in {sorted(missing)}")
-    # Tensors of torch begin at multiples of 16 bytes, which a launch would find out.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if signature[name][0] == "*"}
-    ordered = {name: signature[name] for name in function.arg_names}
+    # Tensors of torch begin at multiples of 16 bytes, and "i32:16" is a multiple of 16: a launch would find out.
+    types = [signature[name] for name in function.arg_names]
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types) if kind[0] == "*" or kind.endswith(":16")}
+    ordered = {name: kind.removesuffix(":16") for name, kind in zip(function.arg_names, types, strict=True)}
     try:
         binary = triton.compile(ASTSource(function, ordered, constants, aligned), target=HOPPER, options=dict(options))
     except Exception as error:  # reported with the kernel's name: the others are compiled all the same
