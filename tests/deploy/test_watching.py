@@ -148,7 +148,7 @@ def test_nothing_is_wrong_with_a_service_that_is_idle(watched: Watched) -> None:
 
 
 def test_a_flood_raises_its_alerts_which_clear_after_it(watched: Watched) -> None:
-    with Traffic(watched.server.url, *flood(30)):
+    with Traffic(watched.server.url, *flood(24)):
         watched.until_firing("StrideQueueGrowing", "StrideQueueFull", "StrideKVPoolFull", "StrideDeadlinesMissed")
     watched.until_quiet()
 
