@@ -15,11 +15,23 @@ Bucket = tuple[Stage | None, int, int]
 TEXTS: Bucket = (None, 0, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Flown:
+    """A request's part of a forward that was launched and has not landed. `start`: where what it writes begins, of a text.
+    `foreseen`: nothing of what comes next hangs on its outcome, and the request went on as if it had come. `aside`: it runs
+    beside the forwards."""
+
+    start: int = 0
+    foreseen: bool = False
+    aside: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """What every request has. Times are seconds of the monotonic clock, passed in.
 
-    `need` is the most blocks that it can come to hold. `number` counts the requests of the engine.
+    `need` is the most blocks that it can come to hold. `number` counts the requests of the engine. `flying` is what was
+    launched of it, oldest first.
     """
 
     submit: Submit
@@ -31,6 +43,22 @@ class Request:
     last_tick: int = -1
     forwards: int = 0
     finished: FinishReason | None = None
+    flying: list[Flown] = field(default_factory=list)
+
+    @property
+    def unknown(self) -> int:
+        """Launched forwards whose outcomes the request goes on from."""
+        return sum(not flown.foreseen for flown in self.flying)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is no next move before a launched forward has landed."""
+        return self.unknown > 0
+
+    @property
+    def aside(self) -> bool:
+        """Whether it waits for something that runs beside the forwards."""
+        return any(flown.aside for flown in self.flying)
 
     @property
     def id(self) -> str:

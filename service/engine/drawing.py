@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from service.engine.grammar import Following, GrammarError
 from service.engine.messages import Submit, TextWork
 from service.procedures.drafts import branch, pruned
-from service.procedures.types import Draft, TokenState
+from service.procedures.types import UNKNOWN, Draft, TokenState
 from service.workers.occurrences import Occurrences
 from service.workers.types import Draws, Penalties
 
@@ -30,6 +30,16 @@ class Drawing:
             None if seen is None else Penalties(seen, *factors), sampling.logit_bias, logprobs=work.logprobs,
         )  # fmt: skip
         return cls(plain, grammar, seen)
+
+    @property
+    def hangs_on_tokens(self) -> bool:
+        """Whether how a token is drawn depends on which ones stand before it."""
+        return self.grammar is not None or self._seen is not None
+
+    def behind_unknown(self, state: TokenState) -> Draws:
+        """How the token is drawn that stands behind one that is not known yet; for drawing that does not hang on tokens."""
+        assert not self.hangs_on_tokens
+        return self._behind(state, (UNKNOWN,), b"")
 
     def worth(self, state: TokenState, draft: Draft) -> Draft:
         """The guesses that can say anything: what ends the output is known from the draw before it."""

@@ -140,6 +140,10 @@ class ImageRequest(Request):
     def moves(self, rows: Sequence[Any]) -> list[LatentMove]:
         return [self.move(rows)]
 
+    def foresees(self, moves: Sequence[LatentMove]) -> bool:
+        """Whether the outcome of these is known before they run: a row that shows nothing gives nothing, or fails."""
+        return all(isinstance(move, RefineMove) and not move.shown for move in moves)
+
     def fold_all(self, outcomes: Sequence[LatentOutcome], now: float) -> list[FromEngine]:
         return self.fold(outcomes[0], now)
 

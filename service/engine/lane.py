@@ -4,17 +4,12 @@ A forward holds moves of one bucket: all that texts want, or one stage of pictur
 large picture, or the text of a new one, holds up the others for one forward. Texts within a forward's room are those served
 longest ago; pictures those that came and would be finished first, if each were alone: to move all of them by turns would only
 have all of them end late.
-
-Memory is taken as a request grows. Where none is left, the request that came last, of the lowest priority, is set back:
-it gives up its blocks, waits, and computes again what it had committed. The one that ranks first is never set back and
-waits for nobody, so it ends; then another ranks first. Blocks with tokens that several requests share are computed by
-the one that ranks first among them; the others wait for it and hold the same blocks.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -33,56 +28,40 @@ from service.engine.moves import (
     guessing,
     needed,
     parted,
-    positions,
     size_of,
     waited_for_all,
 )
 from service.engine.planning import Crowd
 from service.engine.request import AnyRequest, TextRequest
+from service.engine.residents import Limits, Residents, rank
 from service.procedures.picture_rows import STAGES
 from service.procedures.types import TokenRow
-from service.workers.block_pool import BlockPool
 
+__all__ = ["Lane", "Limits", "in_order"]
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Rows and query tokens of one forward, requests that hold memory at a time, and seconds a forward should take."""
-
-    rows: int
-    tokens: int
-    running: int
-    seconds: float = 0.2
+GOING_AHEAD = 4
+"""How many times as many texts must go ahead of others as there are of those: about the time of a forward over the host's."""
 
 
 @dataclass(slots=True)
-class Lane:
-    """One model's requests, in the order of rank, and memory; with `prefix_cache` blocks are shared. `turn` says whether a large
-    move that others had left no room for went first in the last forward."""
+class Lane(Residents):
+    """`turn` says whether a large move that others had left no room for went first in the last forward; `tried` is the trial of
+    guesses that the last one is part of."""
 
-    pool: BlockPool
-    limits: Limits
-    prefix_cache: bool = True
-    waiting: list[AnyRequest] = field(default_factory=list)
-    running: list[AnyRequest] = field(default_factory=list)
     device_seconds: float = 0.0
     costs: dict[Bucket, ForwardCost] = field(default_factory=lambda: defaultdict(ForwardCost))
-    preemptions: int = 0
     cached_tokens: int = 0
     turn: bool = False
     room: int = 0
     _turns: dict[Bucket, float] = field(default_factory=dict)
     _taken: int = 0
     _trials: dict[Situation, Trial] = field(default_factory=dict)
-    _tried: Trial | None = None
+    tried: Trial | None = None
 
     @property
     def _short(self) -> int:
         """Query tokens of a move that goes before prefill."""
         return self.limits.tokens // 8
-
-    def queue(self, request: AnyRequest) -> None:
-        """Behind all that rank before it."""
-        insort(self.waiting, request, key=_rank)
 
     def admit(self, now: float, tick: int, models: int = 1) -> None:
         """Waiting requests start in the order of rank, while there is memory for what they have committed and a little more.
@@ -90,12 +69,12 @@ class Lane:
         if not self.waiting:
             return
         crowd = self._crowd(models)
-        while self.waiting and len(self.running) < self.limits.running and self._fits(self.waiting[0]):
+        while self.waiting and len(self.running) < self.limits.running and self.fits(self.waiting[0]):
             request = self.waiting.pop(0)
             if request.started is None:
                 request.started, request.last_tick = now, tick
                 choose(request, crowd, self.costs, now)
-            insort(self.running, request, key=_rank)
+            insort(self.running, request, key=rank)
             join(crowd, request)
 
     def _crowd(self, models: int) -> Crowd:
@@ -104,63 +83,44 @@ class Lane:
     def hurry(self, now: float, models: int) -> None:
         """What runs and would be late does less from here on."""
         if any(request.submit.choices for request in self.running):
-            shorten(self.running, self._crowd(models), self.costs, now)
+            settled = [request for request in self.running if not request.waits]
+            shorten(settled, self._crowd(models), self.costs, now)
 
     def select(self) -> list[Item]:
-        """Moves for one forward, with the memory that they need; there are some whenever anything runs."""
-        while True:
+        """Moves for one forward, with the memory that they need; there are some whenever anything runs, unless it is better to
+        wait for what was launched."""
+        while ready := self._ready():
+            if self._better_together(ready):
+                return []
             # Whoever ranks first gets memory, and whoever does not get any leaves: this comes to an end.
-            items = self._with_memory(self._within_budget(self._ready()))
-            if items:
+            items, waits = self.with_memory(self._within_budget(ready))
+            if items or waits:
                 return items
+        return []
 
-    def keep(self, request: AnyRequest) -> None:
-        """What a request's forward computed is sound, and may be shared."""
-        if self.prefix_cache and isinstance(request, TextRequest):
-            request.publish(self.pool)
+    def _better_together(self, ready: list[AnyRequest]) -> bool:
+        """Whether those who could move now had better wait for texts whose forward is still running, since a forward without
+        them costs about as much as one with them: they then move every second time. Not where they fill a forward, nor where
+        they are so many that what they would lose, a little of the host's time each, is more."""
+        waiting = sum(isinstance(request, TextRequest) and request.waits for request in self.running)
+        return len(ready) < min(self.limits.rows, GOING_AHEAD * waiting)
 
-    def learn(self, items: Sequence[Item], tokens: int, seconds: float) -> None:
+    def learn(self, items: Sequence[Item], trial: Trial | None, tokens: int, seconds: float) -> None:
         """A forward of these moves gave so many tokens of output: whether guessing paid. Prefill would blur that."""
-        if self._tried is not None and all(item.whole and needed(item.rows) <= self._short for item in items):
-            self._tried.observe(tokens, seconds)
-
-    def remove(self, request: AnyRequest, failed: bool) -> None:
-        """Take a request's memory back; what a failed one computed is not shared any more."""
-        if request not in self.running:
-            self.waiting.remove(request)
-            return
-        self.running.remove(request)
-        if failed:
-            self.pool.forget(request.table.blocks)
-        request.table.release(self.pool)
-
-    def check_books(self) -> None:
-        """Raises AssertionError when a block is lost, held twice over, or named for another content than its own."""
-        assert not any(request.table.blocks for request in self.waiting), "a waiting request holds memory"
-        self.pool.check_books(Counter(block for request in self.running for block in request.table.blocks))
-
-    def _fits(self, request: AnyRequest) -> bool:
-        """Whether everybody's committed tokens and a block more each have room; blocks that others hold cost nothing."""
-        if not self.running:
-            return True
-        claimed = sum(self._claim(other) for other in self.running) + self._claim(request)
-        if claimed > self.pool.available and self.prefix_cache and isinstance(request, TextRequest):
-            claimed -= sum(1 for block in request.matches(self.pool) if self.pool.holders(block))
-        return claimed <= self.pool.available
-
-    def _claim(self, request: AnyRequest) -> int:
-        """Blocks that a request will want soon and does not hold."""
-        return min(request.need, self.pool.blocks_for(request.positions()) + 1) - len(request.table.blocks)
+        if trial is not None and all(item.whole and needed(item.rows) <= self._short for item in items):
+            trial.observe(tokens, seconds)
 
     def _ready(self) -> list[AnyRequest]:
-        """Who can move, after sharing what there is: not those whose next block is being computed by one before them."""
+        """Who can move, after sharing what there is: not those who wait for a forward that runs, nor those whose next block is
+        being computed by one before them, or in a forward that runs."""
+        moving = [request for request in self.running if not request.waits]
         if not self.prefix_cache:
-            return self.running
+            return moving
         ready: list[AnyRequest] = []
-        computing: set[bytes] = set()
         size = self.pool.block_size
-        for request in self.running:
-            if isinstance(request, TextRequest) and request.next_key(size) is not None:
+        computing = {key for r in self.running if isinstance(r, TextRequest) for key in r.computing(size)}
+        for request in moving:
+            if isinstance(request, TextRequest) and not request.unknown and request.next_key(size) is not None:
                 self.cached_tokens += request.share(self.pool)
                 key = request.next_key(size)
                 if key in computing and request.state.cached % (size * request.table.group) == 0:
@@ -233,8 +193,8 @@ class Lane:
         short = short[: self.limits.rows]
         drafting = [(r, rows) for r, rows in short if isinstance(r, TextRequest) and r.drafter]
         situation = _situation(len(short), [r for r, _ in drafting if r.adaptive])
-        self._tried = self._trials.setdefault(situation, Trial()) if situation[1] else None
-        pays = self._tried is None or self._tried.guessing
+        self.tried = self._trials.setdefault(situation, Trial()) if situation[1] else None
+        pays = self.tried is None or self.tried.guessing
         size = sum(needed(rows) for r, rows in short)
         tokens = sum(1 for _, rows in short if isinstance(rows[-1], TokenRow) and rows[-1].wanted)
         line, left = self.costs[TEXTS].line(), max(0, room - size)
@@ -246,32 +206,6 @@ class Lane:
             request.drafting = wish
         idle = {r.id for r, rows in drafting if not r.drafting and asks(rows)}
         return [(r, alone(rows) if r.id in idle else guessing(rows, counts.get(r.id, 0))) for r, rows in proposed]
-
-    def _with_memory(self, items: list[Item]) -> list[Item]:
-        """The moves whose blocks there are, or could be had from requests that rank behind."""
-        items.sort(key=lambda item: item.request.rank)
-        return [item for item in items if item.request in self.running and self._grow(item)]
-
-    def _grow(self, item: Item) -> bool:
-        """Blocks for what a move writes. Sets back whoever ranks last while there are too few; False if that is the mover."""
-        request = item.request
-        missing = self.pool.blocks_for(positions(item)) - len(request.table.blocks)
-        while missing > self.pool.available:
-            last = self.running[-1]
-            self._set_back(last)
-            if last is request:
-                return False
-        if missing > 0:
-            request.table.blocks += self.pool.allocate(missing)
-        return True
-
-    def _set_back(self, request: AnyRequest) -> None:
-        assert isinstance(request, TextRequest), "a latent never grows"
-        self.running.remove(request)
-        request.set_back(self.pool)
-        self.queue(request)
-        self.preemptions += 1
-
 
 def _situation(rows: int, drafting: Sequence[TextRequest]) -> Situation:
     return rows.bit_length(), tuple(sorted({request.drafter for request in drafting}))
@@ -291,7 +225,3 @@ def in_order(requests: list[AnyRequest], seconds: float) -> list[AnyRequest]:
 def _stage(bucket: Bucket) -> int:
     """Those first that others wait for."""
     return 0 if bucket[0] is None else STAGES.index(bucket[0])
-
-
-def _rank(request: AnyRequest) -> tuple[int, float, int]:
-    return request.rank

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, cast
 
-from service.engine.base_request import deadline_failure
-from service.engine.expanding_request import ExpandingRequest
+from service.engine.base_request import Flown, deadline_failure
+from service.engine.beginning import begin
+from service.engine.counts import Counts, texts, tick_of
+from service.engine.flight import Flight, Move, flown, folded, moves_of, outcomes_of
 from service.engine.grammar import Compiling, Following, GrammarError, grammar_failure
-from service.engine.image_request import ImageRequest
 from service.engine.lane import Lane
 from service.engine.messages import (
     Failed,
     Finish,
     FinishReason,
     FromEngine,
-    ImageWork,
     ModelCard,
     Submit,
     TextWork,
 )
 from service.engine.moves import Item
-from service.engine.reports import Gauges, Tick
+from service.engine.reports import Gauges
 from service.engine.request import AnyRequest, TextRequest
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.search_request import SearchRequest
-from service.procedures.registry import PROCEDURES
-from service.procedures.types import Axis, TokenRow
-from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenRead, TokenWorkerLike
+from service.workers.pending import Pending
+from service.workers.types import LatentWorkerLike, Launching, RowError, TokenRead, TokenWorkerLike
 
 COMPILE_WAIT_SECONDS = 0.005
+ASIDE_WAIT_SECONDS = 0.002
+
+log = logging.getLogger("stride.engine")
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,23 @@ class Served:
 
 
 class Engine:
-    """All models of one device under one scheduler. `clock` gives monotonic seconds."""
+    """All models of one device under one scheduler. `clock` gives monotonic seconds.
 
-    def __init__(self, models: Sequence[Served], clock: Callable[[], float] = time.monotonic) -> None:
+    With `overlap` there is at most one forward under way while the next one is chosen and launched behind it, so that the device
+    always has something to do. Going on before its outcome has come can
+    - a picture's row that shows nothing: the next row is known, and its latent stays on the device;
+    - a chunk of a prefill: the next chunk is known;
+    - plain next-token sampling: the row behind a token that is being drawn takes it where it lies, on the device;
+    - and whoever has no part in what is under way.
+    Everybody else waits: canvases, guesses, grammars, penalties, searches, what is shown. A row that went ahead of a request
+    which turns out to have ended, or to have failed, is thrown away, and its memory is given to nobody before it is over. What is
+    not sound is not shared, and events are told, in the order in which forwards land. What runs beside the forwards, as texts
+    and pictures on their way through networks of their own do on a GPU, lands whenever it is over.
+    """
+
+    def __init__(
+        self, models: Sequence[Served], clock: Callable[[], float] = time.monotonic, overlap: bool = False
+    ) -> None:
         self.models = {served.card.name: served for served in models}
         self.scheduler = Scheduler({served.card.name: served.lane for served in models})
         self.dropped_messages = 0
@@ -56,10 +73,14 @@ class Engine:
         self._missed: Counter[str] = Counter()
         self._busy_seconds = 0.0
         self._gauged_at = clock()
+        self._overlap = overlap
+        self._flying: Flight | None = None
+        self._aside: list[Flight] = []
+        self._landed = self._gauged_at
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.requests or self._compiling)
+        return bool(self.scheduler.requests or self._compiling or self._flying or self._aside)
 
     def take(self, message: Submit | Finish) -> list[FromEngine]:
         """Queue a request or end one."""
@@ -75,7 +96,7 @@ class Engine:
 
     def _queue(self, message: Submit, served: Served, grammar: Following | None = None) -> list[FromEngine]:
         try:
-            request = _begin(message, served, grammar)
+            request = begin(message, served.card, served.lane.pool.block_size, grammar)
         except (KeyError, ValueError, AssertionError) as error:
             return [Failed(message.id, 400, "invalid_value", f"the request cannot be run: {error}", "procedure")]
         pool = served.lane.pool
@@ -90,35 +111,101 @@ class Engine:
         return []
 
     def tick(self) -> list[FromEngine]:
-        """Run one forward, if there is work."""
+        """Run one forward, if there is work. Where forwards overlap: launch one, and fold in the one before it, which ran while
+        this one was prepared."""
         began = self._clock()
+        events = [*self._arrive(began), *self._land_aside(0.0)]
+        batch = self.scheduler.next_batch(began)
+        if batch is None:
+            if self._flying is None and self._aside:
+                events += self._land_aside(ASIDE_WAIT_SECONDS)
+            elif self._flying is None:
+                self.scheduler.check_books()
+            return [*events, *self._land_flying()]
+        moves, failures = self._moves(batch)
+        if failures:
+            return [*events, *failures]  # what is left is chosen anew
+        flight = self._set_off(batch, moves, began)
+        events += self._foresee(flight)
+        if flight.pending is not None and flight.pending.aside:
+            self._aside.append(flight)
+            return events
+        before, self._flying = self._flying, flight
+        if before is not None:
+            events += self._land(before)
+        return [*events, *self._land_flying()] if flight.pending is None else events
+
+    def _arrive(self, now: float) -> list[FromEngine]:
+        """Those whose grammar is ready, and those who waited too long."""
         events: list[FromEngine] = []
         for message, grammar in self._compiling.ready(0.0 if self.scheduler.requests else COMPILE_WAIT_SECONDS):
             if isinstance(grammar, GrammarError):
                 events.append(Failed(message.id, 400, "invalid_value", f"the grammar cannot be followed: {grammar}"))
             else:
                 events += self._queue(message, self.models[message.model], grammar)
-        events += self._expire(began)
-        batch = self.scheduler.next_batch(began)
-        if batch is None:
-            self.scheduler.check_books()
-            return events
-        moves, failures = self._moves(batch)
-        if failures:
-            return [*events, *failures]  # what is left is chosen anew
+        return events + self._expire(now)
+
+    def _set_off(self, batch: Batch, moves: list[Sequence[Move]], began: float) -> Flight:
+        """Launch a batch, where forwards overlap; one that cannot be launched runs, as all do elsewhere, when it lands."""
+        pending: Pending[Any] | None = None
         chosen = self._clock()
-        outcomes = iter(self._run(self.models[batch.model].worker, [move for each in moves for move in each]))
+        if self._overlap:
+            try:
+                pending = cast(Launching, self.models[batch.model].worker).launch([move for each in moves for move in each])
+            except Exception as error:
+                log.warning("%s: a forward could not be launched, and is run in parts: %s", batch.model, error)
+        each = [flown(item, own, pending) for item, own in zip(batch.items, moves, strict=True)]
+        expected = self.scheduler.launched(batch, each)
+        return Flight(batch, moves, each, pending, chosen, chosen - began, expected)
+
+    def _foresee(self, flight: Flight) -> list[FromEngine]:
+        """Requests whose outcome is known before it comes go on as if it had."""
+        events: list[FromEngine] = []
+        before = Counts.of(texts(flight.batch))
+        for item, moves, each in zip(flight.batch.items, flight.moves, flight.flown, strict=True):
+            if each.foreseen:
+                outcomes = [TokenRead()] if isinstance(item.request, TextRequest) else [None] * len(moves)
+                events += folded(item, outcomes, flight.launched)
+        flight.counts = Counts.of(texts(flight.batch)).since(before)
+        return events
+
+    def _land_flying(self) -> list[FromEngine]:
+        flight, self._flying = self._flying, None
+        return [] if flight is None else self._land(flight)
+
+    def _land_aside(self, seconds: float) -> list[FromEngine]:
+        """What ran beside the forwards and is over, or is so within so many seconds."""
+        events: list[FromEngine] = []
+        for flight in list(self._aside):
+            if flight.pending is not None and flight.pending.wait(seconds):
+                self._aside.remove(flight)
+                events += self._land(flight)
+        return events
+
+    def _land(self, flight: Flight) -> list[FromEngine]:
+        """Wait for a batch, and fold in what came of it."""
+        batch, pending = flight.batch, flight.pending
+        outcomes, failed = outcomes_of(flight, self.models[batch.model].worker, self.scheduler.holds)
         ran = self._clock()
-        self.scheduler.ran(batch, ran - chosen)
-        self._busy_seconds += ran - chosen
-        texts = [item.request for item in batch.items if isinstance(item.request, TextRequest)]
-        before = _counts(texts)
-        for item, each in zip(batch.items, moves, strict=True):
-            events += self._fold(item, [next(outcomes) for _ in each], ran)
-        counts = _Counts(*(now - then for now, then in zip(_counts(texts), before, strict=True)))
+        seconds = pending.seconds() if pending is not None and not failed else None
+        aside = pending is not None and pending.aside
+        if seconds is None:
+            seconds = ran - (flight.launched if aside else max(flight.launched, self._landed))
+        self._landed = self._landed if aside else ran
+        self._busy_seconds += seconds
+        self.scheduler.ran(batch, seconds, flight.expected)
+        self.scheduler.landed(batch)
+        before, rest, events = Counts.of(texts(batch)), iter(outcomes), list[FromEngine]()
+        for item, moves, each in zip(batch.items, flight.moves, flight.flown, strict=True):
+            own = [next(rest) for _ in moves]
+            if self.scheduler.holds(item.request):
+                events += self._fold(item, own, each, ran)
+        counts = Counts.of(texts(batch)).since(before).and_also(flight.counts)
         # What guesses cost before the forward, as under a grammar, counts too.
-        self.scheduler.learn(batch, counts.generated, ran - began)
-        return [*events, _report(batch, counts, ran - chosen, chosen - began + self._clock() - ran)]
+        self.scheduler.learn(batch, counts.generated, seconds + flight.host)
+        events.append(tick_of(batch, counts, seconds, flight.host + self._clock() - ran))
+        # Behind a forward that failed nothing has run: what was launched then is run again before more is.
+        return [*events, *self._land_flying()] if failed else events
 
     def _expire(self, now: float) -> list[FromEngine]:
         """Ends what has waited beyond its deadline, for memory or for its grammar."""
@@ -129,13 +216,14 @@ class Engine:
             self._missed[submit.model] += 1
         return [deadline_failure(submit, now) for submit in late]
 
-    def _moves(self, batch: Batch) -> tuple[list[Sequence[TokenMove | LatentMove]], list[FromEngine]]:
+    def _moves(self, batch: Batch) -> tuple[list[Sequence[Move]], list[FromEngine]]:
         """What the worker gets, for each item; a request that cannot say what it wants next fails, and no other."""
-        moves: list[Sequence[TokenMove | LatentMove]] = []
+        moves: list[Sequence[Move]] = []
         failures: list[FromEngine] = []
+        places = {} if self._flying is None else self._flying.places
         for item in batch.items:
             try:
-                moves.append([_token_move(item)] if isinstance(item.request, TextRequest) else item.request.moves(item.rows))
+                moves.append(moves_of(item, places))
             except GrammarError as error:
                 self.scheduler.remove(item.request.id)
                 self._grammar_gave_out(item.request)
@@ -165,17 +253,7 @@ class Engine:
             dropped_messages=self.dropped_messages,
         )
 
-    def _run(self, worker: TokenWorkerLike | LatentWorkerLike, moves: list[Any]) -> list[Any]:
-        """One forward; if it raises, halves of it, until the move that does it stands alone with its error."""
-        try:
-            return worker.run(moves)
-        except Exception as error:
-            if len(moves) == 1:
-                return [RowError(f"the forward of this request failed: {error}")]
-            middle = len(moves) // 2
-            return self._run(worker, moves[:middle]) + self._run(worker, moves[middle:])
-
-    def _fold(self, item: Item, outcomes: Sequence[Any], now: float) -> list[FromEngine]:
+    def _fold(self, item: Item, outcomes: Sequence[Any], flown: Flown, now: float) -> list[FromEngine]:
         request = item.request
         error = next((outcome for outcome in outcomes if isinstance(outcome, RowError)), None)
         if error is not None:
@@ -183,15 +261,9 @@ class Engine:
             if error.param is not None:
                 return [Failed(request.id, 400, "invalid_value", str(error), error.param)]
             return [Failed(request.id, 500, "forward_failed", str(error))]
-        if isinstance(request, TextRequest):
-            rows = [row for row in item.rows if isinstance(row, TokenRow)]
-            read = outcomes[0]
-            assert isinstance(read, TokenRead)
-            events = request.fold(rows, item.whole, read, now)
-            if any(isinstance(event, Failed) for event in events):
-                self._grammar_gave_out(request)
-        else:
-            events = request.fold_all(outcomes, now)
+        events = [] if flown.foreseen else folded(item, outcomes, now)
+        if isinstance(request, TextRequest) and any(isinstance(event, Failed) for event in events):
+            self._grammar_gave_out(request)
         self.scheduler.keep(request)
         if request.finished is not None:
             self.scheduler.remove(request.id)
@@ -209,69 +281,6 @@ class Engine:
     def _end(self, request_id: str, reason: FinishReason) -> list[FromEngine]:
         request = self.scheduler.remove(request_id)
         if request is None and (message := self._compiling.pop(request_id)) is not None:
-            request = _begin(message, self.models[message.model])
+            served = self.models[message.model]
+            request = begin(message, served.card, served.lane.pool.block_size)
         return [] if request is None else [request.end(reason, self._clock())]
-
-
-def _begin(message: Submit, served: Served, grammar: Following | None = None) -> AnyRequest:
-    if isinstance(message.work, TextWork):
-        return TextRequest.begin(message, message.work, served.card, served.lane.pool.block_size, grammar)
-    assert isinstance(message.work, ImageWork)
-    if message.work.search is not None:
-        return SearchRequest.begin(message, message.work, served.card)
-    if Axis.EXPAND in PROCEDURES[message.procedure].axes:
-        return ExpandingRequest.begin(message, message.work, served.card)
-    return ImageRequest.begin(message, message.work, served.card)
-
-
-def _token_move(item: Item) -> TokenMove:
-    request = item.request
-    assert isinstance(request, TextRequest)
-    rows = [row for row in item.rows if isinstance(row, TokenRow)]
-    first, *later = request.draws(rows)
-    drafting = request.ahead()
-    behind = request.state.tokens[rows[-1].stop : rows[-1].stop + 1]
-    return TokenMove(
-        tuple(rows), request.table.blocks, first, tuple(later), drafting, request.drafter, behind[0] if behind else None,
-        request.deferred, request.width, request.carried if rows[-1].draw else None,
-    )  # fmt: skip
-
-
-class _Counts(NamedTuple):
-    """Tokens of prompts computed for the first time, of guesses verified, of those that were right, and of output."""
-
-    prompt: int
-    drafted: int
-    accepted: int
-    generated: int
-
-
-def _counts(requests: Sequence[TextRequest]) -> _Counts:
-    columns = ((r.prefilled, r.drafted, r.accepted, r.state.generated) for r in requests)
-    return _Counts(*map(sum, zip(*columns, strict=True))) if requests else _Counts(0, 0, 0, 0)
-
-
-def _report(batch: Batch, counts: _Counts, forward_seconds: float, scheduler_seconds: float) -> Tick:
-    rows = [row for item in batch.items for row in item.rows]
-    axes = Counter(str(row.axis if isinstance(row, TokenRow) else row.stage) for row in rows)
-    tokens = [row for row in rows if isinstance(row, TokenRow)]
-    return Tick(
-        model=batch.model,
-        expand_moves=axes[Axis.EXPAND],
-        refine_moves=axes[Axis.REFINE],
-        encode_moves=axes["encode"],
-        decode_moves=axes["decode"],
-        score_moves=axes["score"],
-        rows=len(rows),
-        tokens=batch.size if tokens else 0,
-        prompt_tokens=counts.prompt,
-        drafted_tokens=counts.drafted,
-        accepted_tokens=counts.accepted,
-        cached_tokens=batch.cached_tokens,
-        revised_tokens=sum(len(row.wanted) for row in tokens if row.axis is Axis.REFINE),
-        refine_steps=axes[Axis.REFINE],
-        fill=batch.fill,
-        held=batch.held,
-        forward_seconds=forward_seconds,
-        scheduler_seconds=scheduler_seconds,
-    )

@@ -8,10 +8,10 @@ from math import lcm
 
 import msgspec
 
-from service.engine.base_request import Request
 from service.engine.block_table import BlockTable
 from service.engine.drafting import Acceptance
 from service.engine.drawing import Drawing
+from service.engine.going_ahead import has_row_ahead, known, row_ahead
 from service.engine.grammar import Following, GrammarError, grammar_failure
 from service.engine.image_request import ImageRequest
 from service.engine.messages import (
@@ -27,10 +27,12 @@ from service.engine.messages import (
 )
 from service.engine.scoring import Scoring, logprobs
 from service.engine.search_request import SearchRequest
+from service.engine.sharing_request import SharingRequest
+from service.procedures.autoregressive import Autoregressive
 from service.procedures.drafts import accepted, comb, deepest
 from service.procedures.registry import PROCEDURES
 from service.procedures.speculative import KEEPING, SpeculativeParameters
-from service.procedures.types import Draft, TokenProcedure, TokenRow, TokenState
+from service.procedures.types import UNKNOWN, Draft, TokenProcedure, TokenRow, TokenState
 from service.workers.block_pool import BlockPool
 from service.workers.types import Deferred, Draws, TokenRead
 
@@ -39,22 +41,15 @@ REVISION_SECONDS = 0.05
 
 
 @dataclass(slots=True, eq=False)
-class TextRequest(Request):
+class TextRequest(SharingRequest):
     """Expands a prompt. `grammar` is where it stands in the one it must follow; `drawing` says how its tokens are drawn. Of a
     request that drafts, `drafter` guesses up to `draft_tokens` a branch and `width` at a place. `shape` is the tree of all of
     these, best first, of which the lane wants the first `drafting` next.
     `scoring` comes first, where the prompt's own log-probabilities are asked for.
-
-    Positions before `reached` were computed or shared once; those of the prompt among them count as `prefilled` or as
-    `cached_tokens`, and do not count again when the request is set back and computes them anew.
     """
 
     work: TextWork = msgspec.UNSET  # type: ignore[assignment]
     procedure: TokenProcedure = msgspec.UNSET  # type: ignore[assignment]
-    state: TokenState = msgspec.UNSET  # type: ignore[assignment]
-    reached: int = 0
-    prefilled: int = 0
-    cached_tokens: int = 0
     grammar: Following | None = None
     drawing: Drawing = msgspec.UNSET  # type: ignore[assignment]
     drafter: str = ""
@@ -67,7 +62,6 @@ class TextRequest(Request):
     adaptive: bool = True
     deferred: Deferred = field(default_factory=Deferred)
     acceptance: Acceptance = field(default_factory=Acceptance)
-    scoring: Scoring | None = None
     revised: float | None = None
     carried: object | None = None
 
@@ -89,7 +83,7 @@ class TextRequest(Request):
         )  # fmt: skip
         need = -(-(limit + procedure.scratch(0)) // block_size)
         request = cls(
-            submit, need, BlockTable(lcm(block_size, grid or 1) // block_size), work=work, procedure=procedure, state=state,
+            submit, need, BlockTable(lcm(block_size, grid or 1) // block_size), state=state, work=work, procedure=procedure,
             grammar=grammar, drawing=Drawing.of(submit, work, grammar),
         )  # fmt: skip
         if work.score_prompt:
@@ -105,15 +99,28 @@ class TextRequest(Request):
         return request
 
     @property
-    def owes_scores(self) -> bool:
-        return self.scoring is not None and not self.scoring.over
-
-    @property
     def idle(self) -> bool:
         """Whether there is nothing to compute."""
         return len(self.state.tokens) >= self.state.limit and not self.owes_scores
 
+    @property
+    def waits(self) -> bool:
+        return self.unknown > 0 and not self.goes_ahead
+
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether a row can be computed behind a token that is being drawn."""
+        plain = isinstance(self.procedure, Autoregressive) and self.scoring is None and not self.drawing.hangs_on_tokens
+        return plain and has_row_ahead(self.state, self.unknown)
+
+    def foresees(self, whole: bool) -> bool:
+        """Whether the outcome of a move is known before it runs: a chunk of a prefill gives nothing, or fails."""
+        return not whole and not self.owes_scores and self.drafter not in KEEPING
+
     def propose(self) -> list[TokenRow]:
+        if self.unknown:
+            assert self.goes_ahead and self.unknown == 1
+            return [row_ahead(self.state)]
         if self.scoring is not None and self.owes_scores:
             return [self.scoring.propose(self.state)]
         rows = self.procedure.propose(self.state)
@@ -150,64 +157,27 @@ class TextRequest(Request):
         """How many tokens behind its next move its drafter may guess, and positions that it may write."""
         return deepest(self.shape.head(self.drafting)) if self.drafter in KEEPING else 0
 
-    @property
-    def shareable(self) -> int:
-        """Tokens, from the first on, that others may have computed: behind the rest something is to be read."""
-        return self.scoring.told if self.scoring is not None and self.owes_scores else len(self.state.tokens) - 1
-
-    def next_key(self, size: int) -> bytes | None:
-        """The name of the block that is computed next, or of the first of its group, if it can be shared."""
-        group = size * self.table.group
-        start = self.state.cached // group * group
-        return self.table.key(self.state.tokens, start // size, size) if start + group <= self.shareable else None
-
-    def matches(self, pool: BlockPool) -> list[int]:
-        """Blocks of the pool that spare this request a computation, next ones first."""
-        group = pool.block_size * self.table.group
-        first, inside = divmod(self.state.cached, group)
-        stop = self.shareable // group
-        return [] if inside else self.table.matches(pool, self.state.tokens, first * self.table.group, stop * self.table.group)
-
-    def share(self, pool: BlockPool) -> int:
-        """Hold what others have computed of this request's tokens; how many tokens of the prompt that spared."""
-        size = pool.block_size
-        for block in self.matches(pool):
-            self.table.share(pool, self.state.cached // size, block)
-            self.state.cached += size
-        spared = self._reach()
-        self.cached_tokens += spared
-        return spared
-
-    def publish(self, pool: BlockPool) -> None:
-        """Let others share the blocks that are full and computed."""
-        group = self.table.group
-        self.table.publish(pool, self.state.tokens, self.state.cached // (pool.block_size * group) * group)
-
     def set_back(self, pool: BlockPool) -> None:
         """Give the memory back; what is committed and the canvas stay, so that the next move is the one it was."""
+        assert not self.flying
         self.table.release(pool)
         self.state.cached = 0
         self.state.draft = None
         self.deferred = Deferred()
 
-    def _reach(self) -> int:
-        """Tokens of the prompt that are in the cache for the first time."""
-        prompt = self.state.prompt_length
-        fresh = min(self.state.cached, prompt) - min(self.reached, prompt)
-        self.reached = max(self.reached, self.state.cached)
-        return max(0, fresh)
-
     def draws(self, rows: list[TokenRow]) -> list[Draws]:
         """How the first wanted position of these rows is drawn, and what follows each of their guesses."""
         if not rows[-1].wanted or rows[-1].scored:
             return [self.drawing.plain]
+        if rows[-1].tokens == (UNKNOWN,):
+            return [self.drawing.behind_unknown(self.state)]
         draws = self.drawing.behind(self.state, rows[-1].draft())
         # What masks guess behind a guess is drawn as the token behind it is.
         return draws + [draw for draw in draws for _ in range(rows[-1].masks - 1)]
 
     def fold(self, rows: list[TokenRow], whole: bool, read: TokenRead, now: float) -> list[FromEngine]:
         """Take in one forward. `whole` is False when the scheduler ran only a head of the first row."""
-        state = self.state
+        state, rows = self.state, known(rows, self.state.tokens)
         before = len(state.tokens)
         self.forwards += 1
         if self.scoring is not None and self.owes_scores:

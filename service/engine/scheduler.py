@@ -7,9 +7,11 @@ a device by measured seconds. Within a lane a forward is filled with moves of wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from service.engine.base_request import Bucket
+from service.engine.base_request import Bucket, Flown
+from service.engine.drafting import Trial
 from service.engine.lane import Lane
 from service.engine.moves import Item, fill
 from service.engine.request import AnyRequest
@@ -19,7 +21,7 @@ from service.engine.request import AnyRequest
 class Batch:
     """The moves of one forward. `cached_tokens` of prompts were found in the cache since the batch before it. `fill` is how much
     of the room for rows or of that for tokens is taken, whichever is more; `held` how many requests each model has whose moves
-    are not in it."""
+    are not in it. `trial` is the one of guesses that it is part of."""
 
     model: str
     items: list[Item]
@@ -27,6 +29,7 @@ class Batch:
     bucket: Bucket
     fill: float = 0.0
     held: dict[str, int] = field(default_factory=dict)
+    trial: Trial | None = None
 
     @property
     def size(self) -> int:
@@ -72,39 +75,64 @@ class Scheduler:
         ]
 
     def next_batch(self, now: float) -> Batch | None:
-        """The next forward, or None when there is no work."""
+        """The next forward, or None when there is no work, or when the model whose turn it is has none before one of its forwards
+        has landed: nobody goes in between, who might be in the way for long."""
         models = sum(1 for lane in self.lanes.values() if lane.running or lane.waiting)
         for lane in self.lanes.values():
             lane.admit(now, self._tick, models)
-        ready = [(lane.device_seconds, name) for name, lane in self.lanes.items() if lane.running]
+        lanes = self.lanes.items()
+        # What runs beside the forwards may take long, and holds up nobody.
+        ready = [(lane.device_seconds, name) for name, lane in lanes if not all(request.aside for request in lane.running)]
         if not ready:
             return None
         name = min(ready)[1]
         lane = self.lanes[name]
         lane.hurry(now, models)
-        cached = lane.cached_tokens
         items = lane.select()
+        if not items:
+            return None
         self._tick += 1
         for item in items:
             item.request.last_tick = self._tick
-        held = {each: len(other.waiting) + len(other.running) for each, other in self.lanes.items()}
+        standing = {each: [*other.waiting, *(r for r in other.running if not r.waits)] for each, other in self.lanes.items()}
+        held = {each: len(requests) for each, requests in standing.items()}
         held[name] -= len(items)
         share = fill(items, lane.limits.rows, lane.room)
-        return Batch(name, items, lane.cached_tokens - cached, items[0].request.bucket, share, held)
+        cached, lane.cached_tokens = lane.cached_tokens, 0
+        return Batch(name, items, cached, items[0].request.bucket, share, held, lane.tried)
+
+    def launched(self, batch: Batch, flown: Sequence[Flown]) -> float:
+        """A batch runs from now on, with that to be said of each of its moves. What it is expected to take of the device counts
+        at once: how many seconds, to be told to `ran`."""
+        for item, each in zip(batch.items, flown, strict=True):
+            item.request.flying.append(each)
+        lane = self.lanes[batch.model]
+        expected = lane.costs[batch.bucket].seconds(batch.size) or 0.0
+        lane.device_seconds += expected
+        return expected
+
+    def landed(self, batch: Batch) -> None:
+        """A batch is over, the oldest of those that run on its line. Whoever ended meanwhile now gives its memory back."""
+        for item in batch.items:
+            self.lanes[batch.model].landed(item.request)
+
+    def holds(self, request: AnyRequest) -> bool:
+        """Whether the request has not ended."""
+        return self.requests.get(request.id) is request
 
     def keep(self, request: AnyRequest) -> None:
         """What a request's forward computed is sound, and may be shared."""
         self.lanes[request.submit.model].keep(request)
 
-    def ran(self, batch: Batch, seconds: float) -> None:
-        """A batch took this much of the device."""
+    def ran(self, batch: Batch, seconds: float, expected: float = 0.0) -> None:
+        """A batch took this much of the device; so much was expected, and has been counted."""
         lane = self.lanes[batch.model]
-        lane.device_seconds += seconds
+        lane.device_seconds += seconds - expected
         lane.costs[batch.bucket].observe(batch.size, seconds)
 
     def learn(self, batch: Batch, tokens: int, seconds: float) -> None:
         """A batch gave so many tokens of output."""
-        self.lanes[batch.model].learn(batch.items, tokens, seconds)
+        self.lanes[batch.model].learn(batch.items, batch.trial, tokens, seconds)
 
     def check_books(self) -> None:
         """Every request is in one line of its lane, and every block in one place. Raises AssertionError."""

@@ -112,6 +112,10 @@ class SearchRequest(Request):
             candidate.table.blocks = [slot]
         return [candidate.move([row]) for candidate, row in zip(self._due(), rows, strict=False)]
 
+    def foresees(self, moves: Sequence[LatentMove]) -> bool:
+        """Never: its latents move together, and wait for one another."""
+        return False
+
     @property
     def left(self) -> int:
         return sum(candidate.left for candidate in self.candidates)

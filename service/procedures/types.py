@@ -11,6 +11,9 @@ Attention = Literal["causal", "block", "full"]
 """How the text that a network has before it sees itself: each token those before it; blocks one another in that way, and
 each all of itself; or everything everything."""
 
+UNKNOWN = -1
+"""In a row, the token that a forward before it is drawing, which nobody but the device knows yet."""
+
 
 class Axis(StrEnum):
     EXPAND = "expand"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from service.models.latent_network import LatentNetwork
 from service.procedures.picture_rows import LatentRow
+from service.workers.staging import staged
 
 
 def guided(network: LatentNetwork, rows: Sequence[LatentRow], out: Tensor) -> Tensor:
@@ -18,11 +19,12 @@ def guided(network: LatentNetwork, rows: Sequence[LatentRow], out: Tensor) -> Te
     if not paired:
         return f
     f = f.clone()
-    conditional = f[paired]
-    scale = torch.tensor([rows[i].guidance for i in paired], device=out.device)
+    (index,), (scale, shares) = staged(
+        out.device, [paired], [[rows[i].guidance for i in paired], [rows[i].rescale for i in paired]]
+    )  # fmt: skip
+    conditional = f[index]
     combined = network.guide(conditional, out[len(rows) :], scale)
-    shares = torch.tensor([rows[i].rescale for i in paired], device=out.device)
-    f[paired] = rescaled(combined, conditional, shares) if any(rows[i].rescale for i in paired) else combined
+    f[index] = rescaled(combined, conditional, shares) if any(rows[i].rescale for i in paired) else combined
     return f
 
 

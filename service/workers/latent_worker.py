@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,8 +19,11 @@ from service.workers.block_pool import BlockPool
 from service.workers.conditions import Conditions
 from service.workers.expanding import expanded
 from service.workers.guidance import guided
+from service.workers.pending import Launched, Pending, Span, fetched
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE
 from service.workers.scores import checked, scored
+from service.workers.staging import staged
+from service.workers.streams import streams_of
 from service.workers.threads import Threads
 from service.workers.types import (
     DecodeMove,
@@ -35,6 +39,9 @@ from service.workers.types import (
     ScoreMove,
 )
 
+Finish = Callable[[], list[LatentOutcome]]
+"""Gives the outcomes, when the device has done its work."""
+
 
 class LatentWorker:
     """One network, and the latents of its requests: x, h1, h2 float32 [slots, 3, elements], reserved at start for the largest
@@ -47,6 +54,7 @@ class LatentWorker:
         self, network: LatentNetwork, pool: BlockPool, device: torch.device, threads: Threads, batch_invariant: bool = False
     ) -> None:
         self._threads = threads
+        self._streams = streams_of(device)
         self._batch_invariant = batch_invariant
         self.network = network
         self.device = device
@@ -55,65 +63,101 @@ class LatentWorker:
         self.store = torch.empty(pool.blocks, 3, elements(network), device=device)
         self._conditions = Conditions(network, device)
 
-    @torch.inference_mode()
     def run(self, moves: Sequence[LatentMove]) -> list[LatentOutcome]:
-        """Moves of one stage and, unless they encode, of one size. An outcome a move, or why it failed.
+        """Moves of one stage and, unless they encode, of one size. An outcome a move, or why it failed."""
+        return self.launch(moves).outcomes()
+
+    @torch.inference_mode()
+    def launch(self, moves: Sequence[LatentMove]) -> Pending[LatentOutcome]:
+        """The forward is enqueued, and nothing is waited for. On a GPU texts are encoded and latents decoded beside the main
+        stream, each on a line of its own; scores are the host's work, and are made when they are asked for.
 
         Latents are written back only after the whole batch was computed, so a forward that raises changes nothing.
         """
-        if isinstance(moves[0], RefineMove):
-            return self._refine([move for move in moves if isinstance(move, RefineMove)])
-        self._take_threads(len(moves), self.network.sizes.default)
-        if isinstance(moves[0], EncodeMove):
-            texts = [move for move in moves if isinstance(move, EncodeMove)]
-            return list(checked(texts, self._conditions.encode(texts)))
-        if isinstance(moves[0], ExpandMove):
-            return list(self._expand([move for move in moves if isinstance(move, ExpandMove)]))
         if isinstance(moves[0], ScoreMove):
-            return list(scored([move for move in moves if isinstance(move, ScoreMove)]))
-        latents = [move.latent.tensor for move in moves if isinstance(move, DecodeMove)]
-        return list(self._pictures(torch.stack(latents)))
+            return Launched(Span(self.device), partial(_scores, moves))
+        if isinstance(moves[0], EncodeMove | DecodeMove):
+            line = "encode" if isinstance(moves[0], EncodeMove) else "decode"
+            with self._streams.beside(line) as aside:
+                span = Span(self.device)
+                finish = self._encode(moves) if line == "encode" else self._decode(moves)
+                span.close()
+            return Launched(span, finish, aside)
+        with self._streams.main():
+            span = Span(self.device)
+            finish = self._refine(moves) if isinstance(moves[0], RefineMove) else self._expand(moves)
+            span.close()
+        return Launched(span, finish)
 
-    def _expand(self, moves: list[ExpandMove]) -> list[Encoded]:
+    def _encode(self, moves: Sequence[LatentMove]) -> Finish:
+        self._take_threads(len(moves), self.network.sizes.default)
+        texts = [move for move in moves if isinstance(move, EncodeMove)]
+        outcomes = checked(texts, self._conditions.encode(texts))
+        for outcome in outcomes:
+            if isinstance(outcome, Encoded):
+                for tensor in outcome.every_tensor():
+                    self._streams.hand_over(tensor)
+        return lambda: list(outcomes)
+
+    def _decode(self, moves: Sequence[LatentMove]) -> Finish:
+        self._take_threads(len(moves), self.network.sizes.default)
+        latents = torch.stack([move.latent.tensor for move in moves if isinstance(move, DecodeMove)])
+        pixels = self._pixels(latents)
+        return lambda: list(_pictures(pixels))
+
+    def _expand(self, every: Sequence[LatentMove]) -> Finish:
+        moves = [move for move in every if isinstance(move, ExpandMove)]
+        self._take_threads(len(moves), self.network.sizes.default)
         shape = self.network.latent_shape(moves[0].width, moves[0].height)
-        states = self.store[[move.slot for move in moves], 0, : math.prod(shape)].unflatten(1, shape)
+        (slots,), _ = staged(self.device, [[move.slot for move in moves]])
+        states = self.store[slots, 0, : math.prod(shape)].unflatten(1, shape)
         network = cast(ExpandingNetwork, self.network)
         groups = [slice(i, i + 1) for i in range(len(moves))] if self._batch_invariant else [slice(None)]
-        return [one for group in groups for one in expanded(network, moves[group], states[group])]
+        outcomes = [one for group in groups for one in expanded(network, moves[group], states[group])]
+        return lambda: list(outcomes)
 
-    def _refine(self, moves: list[RefineMove]) -> list[LatentOutcome]:
+    def _refine(self, every: Sequence[LatentMove]) -> Finish:
+        moves = [move for move in every if isinstance(move, RefineMove)]
         rows = [move.row for move in moves]
         shape = self.network.latent_shape(moves[0].width, moves[0].height)
         size = math.prod(shape)
-        slots = torch.tensor([move.slot for move in moves], device=self.device)
-        sources = torch.tensor([move.source.slot if move.source else move.slot for move in moves], device=self.device)
+        first = [i for i, row in enumerate(rows) if row.start is not None]
+        noisy = [i for i, row in enumerate(rows) if row.coefficients[4] != 0.0]
+        own_slots = [move.slot for move in moves]
+        (slots, sources, begun, drawn), (coefficients, of_x, of_f) = staged(
+            self.device,
+            [own_slots, [move.source.slot if move.source else move.slot for move in moves], first, noisy],
+            [
+                [number for row in rows for number in row.coefficients],
+                [row.estimate[0] for row in rows],
+                [row.estimate[1] for row in rows],
+            ],
+        )
         x, h1, h2 = self.store[sources, :, :size].unflatten(2, shape).unbind(1)
         x = self._forked(moves, x, shape)
-        first = [i for i, row in enumerate(rows) if row.start is not None]
         if first:
             x, h1, h2 = x.clone(), h1.clone(), h2.clone()
-            x[first] = self._begun([moves[i] for i in first], shape)
-            h1[first] = 0.0
-            h2[first] = 0.0
+            x[begun] = self._begun([moves[i] for i in first], shape)
+            h1.index_fill_(0, begun, 0.0)
+            h2.index_fill_(0, begun, 0.0)
         f = self._evaluate(moves, x)
-        estimate = _kept_estimate(moves, _column(rows, "estimate", 0, x) * x + _column(rows, "estimate", 1, x) * f)
+        estimate = _kept_estimate(moves, _column(of_x) * x + _column(of_f) * f)
         noise = None
-        noisy = [i for i, row in enumerate(rows) if row.coefficients[4] != 0.0]
         if noisy:
             noise = torch.zeros_like(x)
             draws = [rows[i].draw for i in noisy]
-            noise[noisy] = self._noise([moves[i].seed for i in noisy], draws, STEP_NOISE, shape)
-        coefficients = torch.tensor([row.coefficients for row in rows], device=self.device)
-        x, h1, h2 = sampler_update(x, f, h1, h2, coefficients, noise)
+            noise[drawn] = self._noise([moves[i].seed for i in noisy], draws, STEP_NOISE, shape)
+        x, h1, h2 = sampler_update(x, f, h1, h2, coefficients.view(len(rows), -1), noise)
         x = self._kept(moves, x, shape)
         self.store[slots, :, :size] = torch.stack((x, h1, h2), dim=1).flatten(2)
-        return self._outcomes(moves, x, estimate)
+        return self._shown(moves, x, estimate)
 
     def _begun(self, moves: list[RefineMove], shape: tuple[int, ...]) -> Tensor:
         """First states alpha x0 + sigma eps [R, C, H, W]; without a given picture they are noise alone."""
         noise = self._noise([move.seed for move in moves], [0] * len(moves), INITIAL_NOISE, shape)
         starts = [cast(tuple[float, float], move.row.start) for move in moves]
-        x = noise * torch.tensor([sigma for _, sigma in starts], device=self.device).view(-1, 1, 1, 1)
+        _, (sigmas,) = staged(self.device, [], [[sigma for _, sigma in starts]])
+        x = noise * _column(sigmas)
         for i, (move, (alpha, _)) in enumerate(zip(moves, starts, strict=True)):
             if move.encoded.given is not None:
                 x[i] += alpha * move.encoded.given
@@ -127,9 +171,9 @@ class LatentWorker:
         draws = [source.draw for _, _, source in forks]
         own = self._noise([seed for _, seed, _ in forks], draws, STEP_NOISE, shape)
         theirs = self._noise([source.seed for _, _, source in forks], draws, STEP_NOISE, shape)
-        scale = torch.tensor([source.scale for _, _, source in forks], device=self.device).view(-1, 1, 1, 1)
+        _, (scales,) = staged(self.device, [], [[source.scale for _, _, source in forks]])
         x = x.clone()
-        for (i, _, _), other in zip(forks, scale * (own - theirs), strict=True):
+        for (i, _, _), other in zip(forks, _column(scales) * (own - theirs), strict=True):
             mask = moves[i].encoded.mask
             x[i] += other if mask is None else mask * other
         return x
@@ -147,19 +191,24 @@ class LatentWorker:
             x[i] = encoded.mask * x[i] + (1.0 - encoded.mask) * (alpha * encoded.given + sigma * eps)
         return x
 
-    def _outcomes(self, moves: list[RefineMove], x: Tensor, estimate: Tensor) -> list[LatentOutcome]:
-        finite = torch.isfinite(x).flatten(1).all(dim=1).tolist()
-        outcomes: list[LatentOutcome] = [
-            None if sound else RowError("the model's output for this request is not finite") for sound in finite
-        ]
-        shown = [i for i, move in enumerate(moves) if move.shown and finite[i]]
-        if not shown:
-            return outcomes
-        latents = torch.stack([x[i] if moves[i].final else estimate[i] for i in shown])
-        ends: Iterable[Latent | Picture] = map(Latent, latents) if self.network.decodes else self._pictures(latents)
-        for i, end in zip(shown, ends, strict=True):
-            outcomes[i] = end
-        return outcomes
+    def _shown(self, moves: list[RefineMove], x: Tensor, estimate: Tensor) -> Finish:
+        """What there is to be seen is there when the forward is over; whether it is finite is known then."""
+        finite = fetched(torch.isfinite(x).flatten(1).all(dim=1))
+        shown = [i for i, move in enumerate(moves) if move.shown]
+        latents = [x[i] if moves[i].final else estimate[i] for i in shown]
+        stacked = torch.stack(latents) if latents else None
+        pixels = None if stacked is None or self.network.decodes else self._pixels(stacked)
+
+        def finish() -> list[LatentOutcome]:
+            outcomes: list[LatentOutcome] = [None] * len(moves)
+            if stacked is not None:
+                ends: Iterable[Latent | Picture] = map(Latent, stacked) if pixels is None else _pictures(pixels)
+                for i, end in zip(shown, ends, strict=True):
+                    outcomes[i] = end
+            unsound = RowError("the model's output for this request is not finite")
+            return [outcome if sound else unsound for outcome, sound in zip(outcomes, finite.tolist(), strict=True)]
+
+        return finish
 
     def _evaluate(self, moves: list[RefineMove], x: Tensor) -> Tensor:
         """The network's output [R, C, H, W] with guidance; rows that need the unconditional output too are evaluated twice."""
@@ -169,10 +218,15 @@ class LatentWorker:
         adapters = [move.adapters for move in moves] + [moves[i].adapters for i in paired]
         reuse = [move.reuse[0] if move.reuse else None for move in moves]
         reuse += [moves[i].reuse[1] if moves[i].reuse else None for i in paired]
-        index = torch.tensor(list(range(len(moves))) + paired, device=self.device)
-        t = torch.tensor([row.t for row in rows], device=self.device)
-        s = torch.tensor([row.s if row.takes_target else row.t for row in rows], device=self.device)
-        scale = torch.tensor([1.0 if row.paired else row.guidance for row in rows], device=self.device)
+        (index,), (t, s, scale) = staged(
+            self.device,
+            [[*range(len(moves)), *paired]],
+            [
+                [row.t for row in rows],
+                [row.s if row.takes_target else row.t for row in rows],
+                [1.0 if row.paired else row.guidance for row in rows],
+            ],
+        )
         alone = self._batch_invariant
         self._take_threads(1 if alone else len(rows), (moves[0].width, moves[0].height))
         every = [slice(i, i + 1) for i in range(len(rows))] if alone else [slice(None)]
@@ -184,13 +238,13 @@ class LatentWorker:
                     parts.append(self.network.evaluate(x[i], t[i], s[i], scale[i], conditions[i], adapters[i]))
         return guided(self.network, [move.row for move in moves], torch.cat(parts))
 
-    def _pictures(self, latents: Tensor) -> list[Picture]:
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """uint8 [R, H, W, 3], on their way to the host."""
         every = latents.split(1) if self._batch_invariant else [latents]
-        pictures = torch.cat([self.network.decode(some) for some in every]).cpu().contiguous().numpy()
-        return [Picture(rgb.shape[1], rgb.shape[0], rgb.tobytes()) for rgb in pictures]
+        return fetched(torch.cat([self.network.decode(some) for some in every]))
 
     def _noise(self, seeds: Sequence[int], draws: Sequence[int], purpose: int, shape: tuple[int, ...]) -> Tensor:
-        seed, draw = (torch.tensor(list(numbers), device=self.device) for numbers in (seeds, draws))
+        (seed, draw), _ = staged(self.device, [seeds, draws])
         return normal(seed, draw, purpose, math.prod(shape)).view(-1, *shape)
 
     def _take_threads(self, rows: int, size: tuple[int, int]) -> None:
@@ -218,6 +272,15 @@ def _kept_estimate(moves: list[RefineMove], estimate: Tensor) -> Tensor:
     return estimate
 
 
-def _column(rows: Sequence[object], name: str, index: int, like: Tensor) -> Tensor:
+def _column(numbers: Tensor) -> Tensor:
     """One number a row, [R, 1, 1, 1]."""
-    return torch.tensor([getattr(row, name)[index] for row in rows], device=like.device).view(-1, 1, 1, 1)
+    return numbers.view(-1, 1, 1, 1)
+
+
+def _pictures(pixels: Tensor) -> list[Picture]:
+    every = pixels.contiguous().numpy()
+    return [Picture(rgb.shape[1], rgb.shape[0], rgb.tobytes()) for rgb in every]
+
+
+def _scores(moves: Sequence[LatentMove]) -> list[LatentOutcome]:
+    return list(scored([move for move in moves if isinstance(move, ScoreMove)]))

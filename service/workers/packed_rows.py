@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.procedures.types import TokenRow
 from service.workers.types import TokenMove
@@ -12,7 +12,7 @@ from service.workers.types import TokenMove
 @dataclass(frozen=True)
 class PackedRows:
     """R rows with their requests' block tables, and their N query tokens: ids, positions, the slots of the cache that
-    their keys and values go to, and indices of those whose logits are wanted."""
+    their keys and values go to, and indices of those whose logits are wanted; and the index of every move's first token."""
 
     rows: list[TokenRow]
     tables: list[list[int]]
@@ -20,6 +20,7 @@ class PackedRows:
     positions: list[int]
     slots: list[int]
     wanted: list[int]
+    firsts: list[int] = field(default_factory=list)
 
     def in_canvas(self) -> list[bool]:
         """Which tokens see all of their row."""
@@ -30,6 +31,7 @@ class PackedRows:
         """A move's logits are those of its last row."""
         packed = cls([], [], [], [], [], [])
         for move in moves:
+            packed.firsts.append(len(packed.tokens))
             for row in move.rows:
                 if row is move.rows[-1]:
                     packed.wanted.extend(len(packed.tokens) + offset for offset in row.wanted)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.token_sampling import COLDEST, add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs, spread
-from service.procedures.types import Reading, TokenRow
+from service.procedures.types import TokenRow
+from service.workers.pending import fetched
 from service.workers.purposes import TOKEN_DRAW
+from service.workers.staging import staged, to_device
 from service.workers.threads import Threads
-from service.workers.types import Draws, RowError, TokenMove, TokenOutcome, TokenRead
+from service.workers.types import Draws, TokenMove
+from service.workers.unread import Drawn, Likelihoods, Scored, Spread, Unread
 
 SCORED_PIECE = 64
 
@@ -29,52 +31,46 @@ class TokenReader:
         self._never = self._long(never)
         self._threads = threads
 
-    def read(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
-        """logits float32 [W, vocabulary] of the wanted positions of every move's last row, which are changed -> an outcome a
-        move."""
-        scoring = [i for i, move in enumerate(moves) if move.rows[-1].scored]
-        if not scoring:
-            return self._drawn(moves, logits)
-        parts = logits.split([len(move.rows[-1].wanted) for move in moves])
-        drawing = [i for i, move in enumerate(moves) if not move.rows[-1].scored]
-        outcomes: dict[int, TokenOutcome] = {i: self._scored(moves[i], parts[i]) for i in scoring}
-        if any(len(parts[i]) for i in drawing):
-            drawn = self._drawn([moves[i] for i in drawing], torch.cat([parts[i] for i in drawing]))
-            outcomes |= zip(drawing, drawn, strict=True)
-        return [outcomes.get(i, TokenRead()) for i in range(len(moves))]
-
-    def _scored(self, move: TokenMove, logits: Tensor) -> TokenOutcome:
-        """What a move asks of tokens that are known: piece by piece, since each takes several times its logits' room."""
-        tokens, most, readings = self._long(move.rows[-1].scored), move.draws.logprobs or 0, list[Reading]()
-        for at in range(0, len(tokens), SCORED_PIECE):
-            part, known = logits[at : at + SCORED_PIECE], tokens[at : at + SCORED_PIECE]
-            if not bool(torch.isfinite(part.sum(dim=-1)).all()):
-                return RowError("the logits are not finite")
-            row = torch.arange(len(part), device=self.device)
-            own, top, ids = (each.tolist() for each in plain_logprobs(part, row, known, most, self._never))
-            for token, logprob, best, names in zip(known.tolist(), own, top, ids, strict=True):
-                readings.append(Reading(token, math.exp(logprob), logprob, tuple(zip(names, best, strict=True))))
-        return TokenRead(readings)
-
-    def _drawn(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
+    def read(self, moves: Sequence[TokenMove], logits: Tensor) -> Unread:
+        """logits float32 [W, vocabulary] of the wanted positions of every move's last row, which are changed. Nothing waits for
+        the device: what was read comes with `Unread.outcomes`."""
         counts = [len(move.rows[-1].wanted) for move in moves]
-        finite = torch.isfinite(logits.sum(dim=-1)).tolist()
+        scoring = [i for i, move in enumerate(moves) if move.rows[-1].scored]
+        drawing = [i for i, count in enumerate(counts) if count and i not in scoring]
+        scored: dict[int, list[Scored]] = {}
+        if scoring:
+            parts = logits.split(counts)
+            scored = {i: self._scored(moves[i], parts[i]) for i in scoring}
+            logits = torch.cat([parts[i] for i in drawing]) if drawing else logits[:0]
+        places, at = dict[int, int](), 0
+        for i in drawing:
+            places[i] = at
+            at += counts[i]
+        if not drawing:
+            return Unread(moves, None, None, {}, scored)
+        drawn, chosen = self._drawn([moves[i] for i in drawing], logits)
+        return Unread(moves, drawn, chosen, places, scored)
+
+    def _scored(self, move: TokenMove, logits: Tensor) -> list[Scored]:
+        """What a move asks of tokens that are known: piece by piece, since each takes several times its logits' room."""
+        names, most, pieces = move.rows[-1].scored, move.draws.logprobs or 0, list[Scored]()
+        (tokens,), _ = staged(self.device, [names])
+        for at in range(0, len(names), SCORED_PIECE):
+            part, known = logits[at : at + SCORED_PIECE], tokens[at : at + SCORED_PIECE]
+            row = torch.arange(len(part), device=self.device)
+            finite = torch.isfinite(part.sum(dim=-1))
+            told = map(fetched, (finite, *plain_logprobs(part, row, known, most, self._never)))
+            pieces.append(Scored(names[at : at + SCORED_PIECE], *told))
+        return pieces
+
+    def _drawn(self, moves: Sequence[TokenMove], logits: Tensor) -> tuple[Drawn, Tensor]:
+        finite = torch.isfinite(logits.sum(dim=-1))
         draws = [draw.heated(move.rows[-1].heat) for move in moves for draw in move.every_draw()]
         plain = logits.clone() if any(draw.logprobs is not None for draw in draws) else logits
         numbers = [_draw_number(row, offset) for row in (move.rows[-1] for move in moves) for offset in row.wanted]
         chosen, confidence = self._draw(draws, logits, numbers)
-        readings = [Reading(*pair) for pair in zip(chosen.tolist(), confidence.tolist(), strict=True)]
-        for i, reading in self._logprobs(draws, plain, chosen):
-            readings[i] = replace(readings[i], logprob=reading[0], top=reading[1])
-        for i, entropy, margin, likeliest in self._spread(moves, logits):
-            readings[i] = replace(readings[i], entropy=entropy, margin=margin, likeliest=likeliest)
-        outcomes: list[TokenOutcome] = []
-        at = 0
-        for count in counts:
-            whole = all(finite[at : at + count])
-            outcomes.append(TokenRead(readings[at : at + count]) if whole else RowError("the logits are not finite"))
-            at += count
-        return outcomes
+        likelihoods, spread = self._likelihoods(draws, plain, chosen), self._spread(moves, logits)
+        return Drawn(fetched(finite), fetched(chosen), fetched(confidence), likelihoods, spread), chosen
 
     def guess(
         self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int], widths: Sequence[int]
@@ -98,17 +94,14 @@ class TokenReader:
         return self._choose(draws, logits, numbers)
 
     def _choose(self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return draw_tokens(
-            logits,
-            torch.tensor([draw.temperature for draw in draws], device=self.device),
-            self._long([draw.top_k for draw in draws]),
-            torch.tensor([draw.top_p for draw in draws], device=self.device),
-            torch.tensor([draw.min_p for draw in draws], device=self.device),
-            self._long([draw.seed for draw in draws]),
-            self._long(numbers),
-            TOKEN_DRAW,
-            self._threads.every,
+        (top_k, seeds, places), (temperature, top_p, min_p) = staged(
+            self.device,
+            [[draw.top_k for draw in draws], [draw.seed for draw in draws], numbers],
+            [[draw.temperature for draw in draws], [draw.top_p for draw in draws], [draw.min_p for draw in draws]],
         )
+        return draw_tokens(
+            logits, temperature, top_k, top_p, min_p, seeds, places, TOKEN_DRAW, self._threads.every
+        )  # fmt: skip
 
     def _adjust(self, draws: Sequence[Draws], positions: Sequence[int], logits: Tensor) -> None:
         """Penalties, biases and grammars, each for all the rows that have them at once."""
@@ -127,40 +120,39 @@ class TokenReader:
         biases += [(i, token, float("-inf")) for i, banned in early for token in banned]
         if biases:
             rows, tokens, values = zip(*biases, strict=True)
-            add_bias(logits, self._long(rows), self._long(tokens), torch.tensor(values, device=self.device))
+            (at, named), (added,) = staged(self.device, [rows, tokens], [values])
+            add_bias(logits, at, named, added)
         masked = [i for i, draw in enumerate(draws) if draw.allowed]
         if masked:
             bits = np.frombuffer(b"".join(draws[i].allowed for i in masked), np.uint8).reshape(len(masked), -1)
             apply_bitmask(logits, self._long(masked), self._array(bits.copy()))
 
-    def _logprobs(
-        self, draws: Sequence[Draws], plain: Tensor, chosen: Tensor
-    ) -> Iterator[tuple[int, tuple[float, tuple[tuple[int, float], ...]]]]:
-        """Index of every draw that asked for them, its log-probability, and the likeliest tokens with theirs."""
+    def _likelihoods(self, draws: Sequence[Draws], plain: Tensor, chosen: Tensor) -> Likelihoods | None:
+        """Of the draws that asked for them."""
         asked = [(i, draw.logprobs) for i, draw in enumerate(draws) if draw.logprobs is not None]
         if not asked:
-            return
+            return None
         row = self._long([i for i, _ in asked])
         most = max(count for _, count in asked)
-        own, top, tokens = (part.tolist() for part in plain_logprobs(plain, row, chosen[row], most, self._never))
-        for (i, count), logprob, likeliest, ids in zip(asked, own, top, tokens, strict=True):
-            yield i, (logprob, tuple(zip(ids[:count], likeliest[:count], strict=True)))
+        told = plain_logprobs(plain, row, chosen[row], most, self._never)
+        return Likelihoods(asked, *map(fetched, told))
 
-    def _spread(self, moves: Sequence[TokenMove], logits: Tensor) -> Iterator[tuple[int, float, float, int]]:
-        """Index of every reading whose row asked, its entropy, its margin and the likeliest token."""
+    def _spread(self, moves: Sequence[TokenMove], logits: Tensor) -> Spread | None:
+        """Of the draws whose row asked."""
         asked = [(move.rows[-1], draw) for move in moves for draw in move.every_draw()]
         rows = [i for i, (row, _) in enumerate(asked) if row.spread]
-        if rows:
-            own = logits[self._long(rows)]
-            temperature = torch.tensor([warmth(asked[i][1], asked[i][0].heat) for i in rows], device=self.device)
-            entropy, margin = spread(own, temperature, self._threads.every)
-            yield from zip(rows, entropy.tolist(), margin.tolist(), own.argmax(-1).tolist(), strict=True)
+        if not rows:
+            return None
+        (index,), (temperature,) = staged(self.device, [rows], [[warmth(asked[i][1], asked[i][0].heat) for i in rows]])
+        own = logits[index]
+        entropy, margin = spread(own, temperature, self._threads.every)
+        return Spread(rows, *map(fetched, (entropy, margin, own.argmax(-1))))
 
     def _array(self, values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
-        return torch.from_numpy(values).to(device=self.device, dtype=dtype)
+        return to_device(values, self.device).to(dtype=dtype)
 
     def _long(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+        return staged(self.device, [values])[0][0]
 
 
 def warmth(draw: Draws, heat: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,9 +18,13 @@ from service.workers.fastest_forward import fastest_forward
 from service.workers.kernel_forward import KernelForward
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
+from service.workers.pending import Launched, Pending, Span, fetched
+from service.workers.staging import staged
+from service.workers.streams import streams_of
 from service.workers.threads import Threads
 from service.workers.token_reader import TokenReader, warmth
 from service.workers.types import RowError, TokenMove, TokenOutcome, TokenRead
+from service.workers.unread import Unread
 
 
 class TokenWorker:
@@ -40,7 +44,9 @@ class TokenWorker:
         self.device = device
         self.pool = pool
         self.cache = PagedCache.of(network.config, pool, network.dtype, device)
+        self._streams = streams_of(device)
         self._reader = TokenReader(never, device, threads)
+        self._last: Unread | None = None
         self.drafters: dict[str, Drafter] = {}
         # The module's decoder shares what the kernel takes out of the network.
         layer = heads.decoder(network) if isinstance(heads, FeatureModule) else None
@@ -60,37 +66,73 @@ class TokenWorker:
             forward = fastest_forward(draft_model, cache, threads, batch_invariant)
             self.drafters["draft_model"] = CachedDrafter(forward, cache, vocabulary, known, longest, self._reader.guess)
 
-    @torch.inference_mode()
     def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:
         """One outcome a move: the readings of the last row's wanted positions, or why that move failed."""
-        packed = PackedRows.of(moves, self.pool.block_size)
-        asked = {move.drafter for move in moves}
-        drafters = {name: drafter for name, drafter in self.drafters.items() if name in asked}
-        inputs = None
-        if self._conditioning is not None and any(packed.in_canvas()):
-            inputs = self._conditioning.inputs(moves, self._forward.embed(torch.tensor(packed.tokens, device=self.device)))
-        output = self._forward(packed, inputs, any(drafter.reads_states for drafter in drafters.values()))
-        sound = output.finite.tolist()
-        outcomes: list[TokenOutcome] = self._reader.read(moves, output.logits) if packed.wanted else [TokenRead() for _ in moves]
-        self._carry(moves, outcomes, output.logits)
-        self._check(moves, outcomes, sound)
-        self._settle(moves, outcomes)
-        for name, drafter in drafters.items():
-            self._draft(name, drafter, moves, outcomes, output.states)
+        return self.launch(moves).outcomes()
+
+    @torch.inference_mode()
+    def launch(self, moves: Sequence[TokenMove]) -> Pending[TokenOutcome]:
+        """The forward, the draws and the copies of what they gave are enqueued, and nothing is waited for. What hangs on the
+        tokens, as a drafter's guesses, is enqueued when the outcomes are asked for, behind what was launched meanwhile."""
+        with self._streams.main():
+            span = Span(self.device)
+            packed = PackedRows.of(moves, self.pool.block_size)
+            asked = {move.drafter for move in moves}
+            drafters = {name: drafter for name, drafter in self.drafters.items() if name in asked}
+            states = any(drafter.reads_states for drafter in drafters.values())
+            output = self._forward(packed, self._inputs(moves, packed), states)
+            sound = fetched(output.finite)
+            unread = self._reader.read(moves, output.logits) if packed.wanted else Unread.nothing(moves)
+            self._last = unread
+            carried = self._carried(moves, output.logits)
+            span.close()
+        return Launched(span, lambda: self._outcomes(moves, sound, unread, carried, drafters, output.states))
+
+    @torch.inference_mode()
+    def _outcomes(
+        self, moves: Sequence[TokenMove], sound: Tensor, unread: Unread, carried: Mapping[int, Tensor],
+        drafters: Mapping[str, Drafter], states: Tensor | None,
+    ) -> list[TokenOutcome]:  # fmt: skip
+        with self._streams.main():
+            outcomes = unread.outcomes()
+            for i, tensor in carried.items():
+                outcome = outcomes[i]
+                outcomes[i] = replace(outcome, carried=tensor) if isinstance(outcome, TokenRead) else outcome
+            self._check(moves, outcomes, sound.tolist())
+            self._settle(moves, outcomes)
+            for name, drafter in drafters.items():
+                self._draft(name, drafter, moves, outcomes, states)
         return outcomes
 
-    def _carry(self, moves: Sequence[TokenMove], outcomes: list[TokenOutcome], logits: Tensor) -> None:
-        """What canvases were drawn from goes into their outcomes, in the form in which the network takes it in."""
+    def _inputs(self, moves: Sequence[TokenMove], packed: PackedRows) -> Tensor | None:
+        """What stands in for the embeddings of the packed tokens, where those are not all that there is to it."""
+        following = [(i, move.follows) for i, move in enumerate(moves) if move.follows is not None]
+        conditioned = self._conditioning is not None and any(packed.in_canvas())
+        if not following and not conditioned:
+            return None
+        places = [packed.firsts[i] for i, _ in following]
+        sources = [] if self._last is None else [self._last.places[source] for _, source in following]
+        (tokens, at, drawn), _ = staged(self.device, [packed.tokens, places, sources])
+        if following:
+            assert self._last is not None and self._last.chosen is not None, "nothing was launched that draws these tokens"
+            tokens = tokens.index_copy(0, at, self._last.chosen.index_select(0, drawn))
+        embedded = self._forward.embed(tokens)
+        return self._conditioning.inputs(moves, embedded) if self._conditioning is not None and conditioned else embedded
+
+    def _carried(self, moves: Sequence[TokenMove], logits: Tensor) -> dict[int, Tensor]:
+        """What canvases are drawn from, in the form in which the network takes it in, for each move that has one."""
+        carried: dict[int, Tensor] = {}
         if self._conditioning is None:
-            return
+            return carried
         at = 0
         for i, move in enumerate(moves):
-            row, outcome = move.rows[-1], outcomes[i]
+            row = move.rows[-1]
             own = logits[at : at + len(row.wanted)]
             at += len(row.wanted)
-            if row.mode == "block" and isinstance(outcome, TokenRead):
-                temperatures = torch.tensor([warmth(draw, row.heat) for draw in move.every_draw()], device=self.device)
-                outcomes[i] = replace(outcome, carried=self._conditioning.carried(own, temperatures))
+            if row.mode == "block" and row.wanted:
+                _, (temperatures,) = staged(self.device, [], [[warmth(draw, row.heat) for draw in move.every_draw()]])
+                carried[i] = self._conditioning.carried(own, temperatures)
+        return carried
 
     def _check(self, moves: Sequence[TokenMove], outcomes: list[TokenOutcome], sound: Sequence[bool]) -> None:
         at = 0

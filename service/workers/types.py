@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from service.models.reuse_memory import Reuse
 from service.procedures.picture_rows import LatentRow
 from service.procedures.types import Draft, Reading, TokenRow
 from service.workers.occurrences import Occurrences, Seen
+from service.workers.pending import Pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ class TokenMove:
     each of the others. `drafting` asks `drafter` for that many guesses of what comes behind the token that this move adds
     to the committed ones, and for `width` at each of their places; `following` is the token behind the rows where that is
     known already, as in a prompt; `deferred` is what the drafter has put off. `carried` is what the last forward of the canvas
-    gave to be handed in again, None for a first one.
+    gave to be handed in again, None for a first one. With `follows` the only row's only token is not known to the host (it is
+    `UNKNOWN`): it is what the worker's launch before this one draws for its move of that number.
     """
 
     rows: tuple[TokenRow, ...]
@@ -82,6 +84,7 @@ class TokenMove:
     deferred: Deferred = field(default_factory=Deferred)
     width: int = 1
     carried: object | None = None
+    follows: int | None = None
 
     def every_draw(self) -> list[Draws]:
         """One a wanted position of the last row."""
@@ -106,6 +109,10 @@ class Encoded:
     conditions: tuple[Condition, ...]
     given: Tensor | None = None
     mask: Tensor | None = None
+
+    def every_tensor(self) -> list[Tensor]:
+        conditions = [tensor for condition in self.conditions for tensor in condition.tensors.values()]
+        return conditions + [tensor for tensor in (self.given, self.mask) if tensor is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +225,14 @@ class TokenRead:
 
 TokenOutcome = TokenRead | RowError
 LatentOutcome = Encoded | Latent | Picture | Score | None | RowError
+
+
+class Launching(Protocol):
+    """A worker of either kind that gives the device its work without waiting for it; its `run` is `launch` and `outcomes`."""
+
+    def launch(self, moves: Sequence[Any]) -> Pending[Any]:
+        """Reads what it needs of the moves before it returns, but for what hangs on their outcomes."""
+        ...
 
 
 class TokenWorkerLike(Protocol):

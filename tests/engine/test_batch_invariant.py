@@ -9,6 +9,7 @@ import torch
 
 from service.engine.loop import Engine
 from service.engine.messages import Submit
+from service.workers.unread import Unread
 from tests.engine.driving import Outputs, engine_on, finish_all, one_of_every_kind, text_request
 
 
@@ -17,7 +18,7 @@ def logits_seen(engine: Engine) -> dict[int, list[torch.Tensor]]:
     worker: Any = engine.models["text"].worker
     read, seen = worker._reader.read, {}
 
-    def recording(moves: list, logits: torch.Tensor) -> list:
+    def recording(moves: list, logits: torch.Tensor) -> Unread:
         at = 0
         for move in moves:
             count = len(move.rows[-1].wanted)

@@ -14,6 +14,7 @@ from service.engine.lane import Limits
 from service.engine.loop import Engine
 from service.engine.messages import Finish, Submit, TextWork
 from service.workers.block_pool import BlockPool
+from tests.engine.deferred_device import deferred
 from tests.engine.driving import Outputs, finish_all
 from tests.engine.reading_worker import VOCABULARY, reading_engine
 
@@ -191,10 +192,11 @@ VISITS = st.lists(
 )  # fmt: skip
 
 
-def storm(visits: list[Visit], blocks: int, limits: Limits, fails: bool) -> Engine:
+def storm(visits: list[Visit], blocks: int, limits: Limits, fails: bool, overlap: bool = False) -> Engine:
     """Every request ends in one way, its tokens are those of the same request alone, and the books balance after each tick."""
     bad = {2, 3} if fails else set()
     engine = reading_engine(blocks, limits=limits, fails=lambda seed, start: seed in bad and start >= 9)
+    engine = deferred(engine, len(visits))[0] if overlap else engine
     outputs = Outputs()
     submits = [
         ask(f"r{i}", prompt(v.length, v.family), v.max_tokens, v.seed, v.block_length, v.priority, v.deadline, v.at / 1000)
@@ -234,10 +236,19 @@ def test_every_request_ends_with_its_own_tokens_in_any_storm(
     storm(visits, blocks, limits, fails)
 
 
-def test_large_storms_in_small_memory() -> None:
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(VISITS, st.integers(2, 24), st.sampled_from((Limits(1, 5, 3), Limits(4, 16, 8), Limits(8, 40, 20))), st.booleans())
+def test_every_request_ends_with_its_own_tokens_where_forwards_overlap(
+    visits: list[Visit], blocks: int, limits: Limits, fails: bool
+) -> None:  # fmt: skip
+    storm(visits, blocks, limits, fails, overlap=True)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_large_storms_in_small_memory(overlap: bool) -> None:
     rng = random.Random(1)
     set_back = 0
-    for _ in range(4):
+    for _ in range(2):
         visits = [
             Visit(
                 rng.randrange(4), rng.randrange(1, 40), rng.randrange(1, 40), rng.choice((0, 0, 4, 8)), rng.randrange(3),
@@ -245,8 +256,8 @@ def test_large_storms_in_small_memory() -> None:
             )
             for _ in range(150)
         ]  # fmt: skip
-        set_back += preemptions(storm(visits, rng.randrange(20, 40), Limits(8, 32, 16), True))
-    assert set_back > 100
+        set_back += preemptions(storm(visits, rng.randrange(20, 40), Limits(8, 32, 16), True, overlap))
+    assert set_back > 50
 
 
 def test_a_pool_keeps_what_is_released_until_it_is_needed() -> None:

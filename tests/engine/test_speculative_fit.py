@@ -47,7 +47,7 @@ class TableWorker:
 
     def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:
         tokens = [move.rows[-1].tokens[offset] for move in moves for offset in move.rows[-1].wanted]
-        return self._reader.read(moves, TABLE[torch.tensor(tokens)].clone())
+        return self._reader.read(moves, TABLE[torch.tensor(tokens)].clone()).outcomes()
 
 
 def frequencies(case: str) -> Counter[tuple[int, ...]]:

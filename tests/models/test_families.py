@@ -19,7 +19,8 @@ from service.workers.kernel_forward import KernelForward
 from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
 from service.workers.torch_forward import TorchForward
-from service.workers.types import Draws, RowError, TokenMove, TokenOutcome
+from service.workers.types import Draws, RowError, TokenMove
+from service.workers.unread import Unread
 from tests.families import SIZES, VARIANTS, VOCABULARY, write_variant
 
 pytest.importorskip("transformers")
@@ -39,7 +40,7 @@ class RecordingWorker(TokenWorker):
         self.recorded: list[Tensor] = []
         self._read_by, self._reader.read = self._reader.read, self._recording  # type: ignore[method-assign]
 
-    def _recording(self, moves: Sequence[TokenMove], logits: Tensor) -> list[TokenOutcome]:
+    def _recording(self, moves: Sequence[TokenMove], logits: Tensor) -> Unread:
         self.recorded.append(logits.clone())
         return self._read_by(moves, logits)
 
