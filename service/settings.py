@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     token_budget: int = Field(512, ge=1, description="query tokens in one forward; longer prompts are chunked")
     kv_memory: int = Field(256 << 20, ge=1 << 20, description="bytes of paged KV cache per text model")
     kv_block: int = Field(16, ge=1, description="tokens in a KV block")
+    overlap: bool | None = Field(
+        None, description="launch the next forward while one runs; by default where the device is a GPU"
+    )  # fmt: skip
     prefix_cache: bool = Field(True, description="share KV blocks of equal beginnings, and keep them while there is room")
     max_body_bytes: int = Field(4 << 20, ge=1024)
     max_upload_bytes: int = Field(32 << 20, ge=1024, description="of a body with files, as pictures to change")

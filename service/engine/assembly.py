@@ -38,7 +38,8 @@ def build_engine(settings: Settings, clock: Callable[[], float] = time.monotonic
             served[hosted.name] = Served(card, Lane(hosted.pool, limits, shares), hosted.worker)
         else:
             served[hosted.name] = picture_model(hosted, limits)
-    return Engine(list(served.values()), clock)
+    overlap = settings.device.startswith("cuda") if settings.overlap is None else settings.overlap
+    return Engine(list(served.values()), clock, overlap)
 
 
 def _drafters(signature: list[str], mask_token: int | None, loaded: Iterable[str] = ()) -> list[str]:

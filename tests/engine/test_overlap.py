@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from service.engine.base_request import Flown
 from service.engine.lane import Limits
 from service.engine.loop import Engine
 from service.engine.messages import Finish
