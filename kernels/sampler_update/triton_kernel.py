@@ -21,7 +21,8 @@ def drawn_normals(seed, draw, purpose, first, QUADS: tl.constexpr):
     draw_lo, draw_hi = seed_words(draw)
     counter = (first + tl.arange(0, QUADS)).to(tl.uint32)
     zero = tl.zeros((QUADS,), tl.uint32)
-    words = philox4x32(zero + seed_lo, zero + seed_hi, counter, zero + draw_lo, tl.full((QUADS,), purpose, tl.uint32), zero + draw_hi)
+    kind = tl.full((QUADS,), purpose, tl.uint32)
+    words = philox4x32(zero + seed_lo, zero + seed_hi, counter, zero + draw_lo, kind, zero + draw_hi)
     n0, n1 = normal_pair(words[0], words[1])
     n2, n3 = normal_pair(words[2], words[3])
     return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
@@ -54,7 +55,7 @@ def update_rows(
     moved = a * state + b * output + c1 * former + c2 * earlier
     if GIVEN:
         moved += d * tl.load(eps + row * eps_row + place, mask=here, other=0.0).to(tl.float32)
-    if DRAWN:
+    if DRAWN:  # noqa: SIM102 - known when compiled, the other when run
         if d != 0.0:
             first = tl.program_id(1) * (BLOCK // 4)
             moved += d * drawn_normals(tl.load(seeds + row), tl.load(draws + row), purpose, first, BLOCK // 4)
@@ -98,7 +99,7 @@ def sampler_step(
             GIVEN=eps is not None, DRAWN=noise is not None, GUIDED=guidance is not None, ESTIMATED=estimates is not None,
             BLOCK=BLOCK,
         )  # fmt: skip
-    return Update(*out[:, :3].unbind(1), None if estimates is None else out[:, 3])
+    return Update(out[:, 0], out[:, 1], out[:, 2], None if estimates is None else out[:, 3])
 
 
 def _rows(tensor: Tensor) -> Tensor:

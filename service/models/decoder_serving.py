@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from kernels.cpu import CpuDecoder, DecoderWeights, LayerWeights, Norm, PackedBatch, PackedLinear, has_heads_of, library, pack
 from service.models.decoder import Decoder, DecoderLayer, FeedForward
-from service.models.int8 import Int8Linear
 from service.models.normalisation import LayerNorm, RMSNorm
 from service.models.rope import Rope
+from service.models.weight_only import Fp8Linear, Int8Linear
 
 MOST_ROPES = 4
 
@@ -71,6 +71,7 @@ def kernel_decoder(network: Decoder, store: Tensor, shared: KernelDecoder | None
         store.device.type == "cpu"
         and network.dtype in (torch.float32, torch.bfloat16)
         and not (wide and quantised)
+        and not any(isinstance(module, Fp8Linear) for module in network.modules())
         and (wide or all(size % 2 == 0 for size in inputs))
         and config.experts is None
         and len({*config.widths(), (config.num_key_value_heads, config.head_dim)}) == 1

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from service.models.decoder import Decoder, Experts, FeedForward, SelfAttention
 from service.models.errors import ModelError
 from service.models.family import Family
-from service.models.int8 import Int8Linear
 from service.models.normalisation import LayerNorm, RMSNorm
 from service.models.safetensors_files import BITS, SafetensorsFolder
+from service.models.weight_only import WeightOnlyLinear
 
 log = logging.getLogger("stride.models")
 
@@ -50,8 +50,8 @@ class Place:
         return (self.stop - self.start, *getattr(self.module, self.attribute).shape[1:])
 
     def fill(self, tensor: Tensor) -> None:
-        """Quantises where the module is an Int8Linear; elsewhere converts to the parameter's dtype."""
-        if isinstance(self.module, Int8Linear) and self.attribute == "weight":
+        """Quantises where the module is a WeightOnlyLinear; elsewhere converts to the parameter's dtype."""
+        if isinstance(self.module, WeightOnlyLinear) and self.attribute == "weight":
             self.module.quantise(self.start, tensor)
         else:
             getattr(self.module, self.attribute)[self.start : self.stop].copy_(tensor)
@@ -95,7 +95,7 @@ def own_places(network: nn.Module) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for name, module in network.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
-            if attribute != "scale" or not isinstance(module, Int8Linear):
+            if attribute != "scale" or not isinstance(module, WeightOnlyLinear):
                 found[f"{name}.{attribute}" if name else attribute] = Place(module, attribute, 0, parameter.shape[0])
     for name, module in network.named_modules():
         if isinstance(module, SelfAttention) and module.qkv_proj is not None:
@@ -122,7 +122,7 @@ def materialise(network: nn.Module, dtype: torch.dtype, device: torch.device) ->
     rest as `dtype` or as it is."""
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            kept = parameter.dtype if isinstance(module, Int8Linear) and name != "bias" else dtype
+            kept = parameter.dtype if isinstance(module, WeightOnlyLinear) and name != "bias" else dtype
             kept = torch.float32 if isinstance(module, RMSNorm | LayerNorm) or name in WIDE else kept
             empty = torch.empty(parameter.shape, dtype=kept, device=device)
             setattr(module, name, nn.Parameter(empty, requires_grad=False))

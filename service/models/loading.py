@@ -26,7 +26,6 @@ from service.models.generation_config import GenerationConfig, token_ids
 from service.models.heads import Heads
 from service.models.heads_loading import EMBEDDED_HEADS, StoredHeads, module_of_checkpoint, stored_heads
 from service.models.hub import fetch
-from service.models.int8 import quantise
 from service.models.latent_network import LatentNetwork
 from service.models.masked_autoregressive import MaskedAutoregressive, MaskedAutoregressiveConfig, PatchwiseNetwork
 from service.models.memory import available_memory
@@ -34,6 +33,7 @@ from service.models.model_spec import EMBEDDED, ModelSpec, readable
 from service.models.pipelines.folder import load_pipeline
 from service.models.pipelines.index import INDEX, read_object
 from service.models.safetensors_files import SafetensorsFolder
+from service.models.weight_only import quantise
 
 __all__ = ["EMBEDDED", "ImageModel", "ModelError", "ModelSpec", "TextModel", "fast_dtype", "load_model"]
 
@@ -128,8 +128,8 @@ def _load_text_model(spec: ModelSpec, json: dict[str, Any], device: torch.device
         raise ModelError(f"max_model_len {spec.max_model_len} is more than the {longest} positions that the model knows")
     network.fuse()
     parameters = _count(network)
-    if spec.quantization == "int8":
-        quantise(network.model.layers)
+    if spec.quantization is not None:
+        quantise(network.model.layers, spec.quantization)
     checkpoint = SafetensorsFolder(spec.folder)
     modules = json.get("num_nextn_predict_layers") or 0
     behind = "|".join(str(config.num_hidden_layers + i) for i in range(modules))
@@ -246,7 +246,7 @@ def _refuse(spec: ModelSpec, options: tuple[str, ...], why: str) -> None:
 
 def _check_room(network: nn.Module, dtype: torch.dtype, device: torch.device, kv_memory: int) -> None:
     """Before anything is read: parameters at their size on the device, and the KV cache."""
-    weights = sum(p.numel() * (1 if p.dtype == torch.int8 else dtype.itemsize) for p in network.parameters())
+    weights = sum(p.numel() * min(p.dtype.itemsize, dtype.itemsize) for p in network.parameters())
     room = available_memory(device)
     if weights + kv_memory > room:
         raise ModelError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from service.models.errors import ModelError
+from service.models.weight_only import QUANTIZATIONS, Quantization
 
 EMBEDDED = Path(__file__).parent / "embedded"
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,7 +36,7 @@ class ModelSpec:
     max_model_len: int | None = None
     dtype: torch.dtype | None = None
     device: str | None = None
-    quantization: str | None = None
+    quantization: Quantization | None = None
     kv_memory: int | None = None
     draft_model: Path | None = None
     heads: Path | None = None
@@ -101,8 +102,8 @@ def _values(options: dict[str, str]) -> dict[str, Any]:
                     raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {value!r}")
                 values[key] = DTYPES[value]
             case "quantization":
-                if value != "int8":
-                    raise ValueError(f"quantization must be int8, not {value!r}")
+                if value not in QUANTIZATIONS:
+                    raise ValueError(f"quantization must be {' or '.join(QUANTIZATIONS)}, not {value!r}")
                 values[key] = value
             case "tensor_parallel":
                 if value != "1":

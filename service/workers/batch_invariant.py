@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.models.decoder import FeedForward
-from service.models.int8 import Int8Linear
+from service.models.weight_only import Fp8Linear, Int8Linear
 
 TILE = 8
 
@@ -44,6 +44,13 @@ class TiledInt8Linear(Int8Linear):
         return in_tiles(super().forward, x)
 
 
+class TiledFp8Linear(Fp8Linear):
+    """The same for fp8 weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_tiles(super().forward, x)
+
+
 class TiledFeedForward(FeedForward):
     """A feed-forward layer in tiles: vectorised activations, too, round otherwise at the end of an array."""
 
@@ -53,7 +60,9 @@ class TiledFeedForward(FeedForward):
 
 def make_batch_invariant(network: nn.Module) -> None:
     """Give the layers of a network over packed tokens their tiled forms, in place, sharing the weights."""
-    tiled: dict[type, type] = {nn.Linear: TiledLinear, Int8Linear: TiledInt8Linear, FeedForward: TiledFeedForward}
+    tiled: dict[type, type] = {
+        nn.Linear: TiledLinear, Int8Linear: TiledInt8Linear, Fp8Linear: TiledFp8Linear, FeedForward: TiledFeedForward,
+    }  # fmt: skip
     for module in network.modules():
         if type(module) in tiled:
             module.__class__ = tiled[type(module)]

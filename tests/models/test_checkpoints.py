@@ -107,7 +107,7 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     assert "model.safetensors" in refused(folder) and "is the file complete?" in refused(folder)
 
 
-@pytest.mark.parametrize("options", ["", ",dtype=bfloat16", ",quantization=int8"])
+@pytest.mark.parametrize("options", ["", ",dtype=bfloat16", ",quantization=int8", ",quantization=fp8"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_refused(folder: Path, number: float, options: str) -> None:
     tensors = load_file(folder / "model.safetensors")
