@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from kernels.fusing import fuses
 from kernels.swiglu import ACTIVATIONS, gated
 from service.models.decoder_config import DecoderConfig
+from service.models.grouped_experts import GroupedExperts
 from service.models.normalisation import RMSNorm, norm_of
 
 
@@ -45,6 +48,11 @@ class FeedForward(nn.Module):
         self.gate_up_proj = stacked(self.gate_proj, self.up_proj)
         del self.gate_proj, self.up_proj
 
+    @property
+    def entering(self) -> nn.Module | None:
+        """The one matrix before the activation; None where there are two."""
+        return self.gate_up_proj if self.gated else self.up_proj
+
     def forward(self, x: Tensor) -> Tensor:
         activation = ACTIVATIONS[self.activation]
         if not self.gated:
@@ -73,6 +81,7 @@ class Experts(nn.Module):
         self.shared_experts = FeedForward(config, config.experts.shared_size) if config.experts.shared_size else None
         self.gate_norm = RMSNorm(config.hidden_size, config.norm_eps) if config.experts.beside else None
         self.expert_scales = nn.Parameter(torch.ones(count)) if config.experts.beside else None
+        self._grouped: GroupedExperts | None = None
 
     def forward(self, x: Tensor, stream: Tensor | None = None) -> Tensor:
         """x [N, d]; the router reads the `stream`, where that is given, normed and divided by sqrt(d)."""
@@ -80,12 +89,24 @@ class Experts(nn.Module):
         if self.gate_norm is not None and stream is not None:
             seen = self.gate_norm(stream) * stream.shape[-1] ** -0.5
         weights, chosen = self._route(self.gate(seen).float())
-        weights = weights.to(x.dtype)
-        out = torch.zeros_like(x)
-        for expert in chosen.unique().tolist():
-            rows, places = torch.where(chosen == expert)
-            out.index_add_(0, rows, self.experts[expert](x[rows]) * weights[rows, places, None])
+        weights, grouped = weights.to(x.dtype), self._at_once(x)
+        if grouped is not None:
+            out = grouped(x, weights, chosen)
+        else:
+            out = torch.zeros_like(x)
+            for expert in chosen.unique().tolist():
+                rows, places = torch.where(chosen == expert)
+                out.index_add_(0, rows, self.experts[expert](x[rows]) * weights[rows, places, None])
         return out if self.shared_experts is None else out + self.shared_experts(x)
+
+    def _at_once(self, x: Tensor) -> GroupedExperts | None:
+        """All experts in two launches, where a kernel runs them and nobody has changed how they compute."""
+        first, last = cast(FeedForward, self.experts[0]), cast(FeedForward, self.experts[-1])
+        if type(first) is not FeedForward or not GroupedExperts.takes(first) or not fuses(x, first.down_proj.weight):
+            return None
+        if self._grouped is None or not self._grouped.are_at(first, last):
+            self._grouped = GroupedExperts(cast(list[FeedForward], list(self.experts)))
+        return self._grouped
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits float32 [N, count] -> weights and indices [N, per_token] of the experts that each token goes through."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
@@ -11,13 +12,19 @@ import pytest
 import torch
 
 from kernels.dispatch import TRITON_IS_THERE, prefer_triton
-from service.models.decoder import Decoder, DecoderConfig
+from service.models.decoder import Decoder, DecoderConfig, Experts, FeedForward
+from service.models.decoder_config import ExpertsConfig
 from service.models.dit import Block, DitConfig
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
+from service.models.weight_only import Quantization, WeightOnlyLinear, quantise
 from service.training.block_diffusion_objective import DenseAttention
+from service.workers.batch_invariant import make_batch_invariant
 
 pytestmark = pytest.mark.skipif(not TRITON_IS_THERE, reason="triton is not installed")
-FUNCTIONS = {"rms_norm": "normalised", "swiglu": "gated", "modulation": "modulate"}
+FUNCTIONS = {
+    "rms_norm": "normalised", "swiglu": "gated", "modulation": "modulate", "grouped_product": "grouped_product",
+    "weight_only": "weight_only",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -71,6 +78,59 @@ def test_a_decoder(name: str, runs: Counter[str]) -> None:
     with prefer_triton():
         torch.testing.assert_close(decoder.hidden(tokens, positions, DenseAttention(1, 5, None)), expected, atol=1e-5, rtol=1e-5)
     assert runs["rms_norm"] >= 5 and runs["swiglu"] == (2 if config.gated else 0)
+
+
+def mixture(**changes: Any) -> Experts:
+    config = DecoderConfig(
+        vocab_size=9, hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=8, experts=ExpertsConfig(count=5, per_token=2, intermediate_size=16, normalise=True, shared_size=8), **changes,
+    )  # fmt: skip
+    experts = stirred(Experts(config))
+    for module in experts.modules():
+        if isinstance(module, FeedForward):
+            module.fuse()
+    return experts
+
+
+def in_8_bits(experts: Experts, quantization: Quantization) -> None:
+    exact = {name: module for name, module in experts.named_modules() if isinstance(module, torch.nn.Linear)}
+    quantise(experts, quantization)
+    for name, module in experts.named_modules():
+        if isinstance(module, WeightOnlyLinear):
+            module.quantise(0, exact[name].weight)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "fp8"])
+@pytest.mark.parametrize("changes", [{}, {"mlp_bias": True}, {"gated": False, "activation": "relu"}], ids=str)
+@torch.inference_mode()
+def test_a_mixture_of_experts(changes: dict[str, Any], quantization: Quantization | None, runs: Counter[str]) -> None:
+    experts = mixture(**changes)
+    if quantization is not None:
+        in_8_bits(experts, quantization)
+    x = torch.randn(7, 24, generator=torch.Generator().manual_seed(3))
+    expected = experts(x)
+    assert not runs
+    with prefer_triton():
+        for rows in (slice(0, 7), slice(2, 3)):
+            torch.testing.assert_close(experts(x[rows]), expected[rows], atol=1e-5, rtol=1e-5)
+    assert runs["grouped_product"] == 4 and runs["weight_only"] == (0 if quantization is None else 4)
+
+
+@torch.inference_mode()
+def test_experts_that_moved_are_found_again_and_those_in_tiles_are_left_alone(runs: Counter[str]) -> None:
+    experts, x = mixture(), torch.randn(3, 24, generator=torch.Generator().manual_seed(4))
+    with prefer_triton():
+        experts(x)
+        twice = copy.deepcopy(experts)
+        for parameter in twice.experts.parameters():
+            parameter.data = parameter.data * 2.0
+        result = twice(x)
+    torch.testing.assert_close(result, twice(x), atol=1e-5, rtol=1e-5)
+    ran = runs["grouped_product"]
+    make_batch_invariant(twice)
+    with prefer_triton():
+        twice(x)
+    assert ran == 4 and runs["grouped_product"] == ran
 
 
 @torch.inference_mode()
