@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service import __version__
-from service.api import generate, images, openai_text, operations
+from service.api import generate, images, openai_text, operations, playground
 from service.api.border import Border
 from service.api.errors import install_handlers
 from service.api.service_state import Service
@@ -52,6 +52,6 @@ def create_app(settings: Settings, give_up: Callable[[], None] = lambda: None) -
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Border, settings=settings, refused=metrics.refused)
     install_handlers(app)
-    for family in (openai_text, images, generate, operations):
+    for family in (openai_text, images, generate, operations, playground):
         app.include_router(family.router)
     return app

@@ -83,7 +83,7 @@ class Generation:
                 index, event = item
                 text, tokens = self._take(index, event)
                 if text or tokens:
-                    yield sse.event({"index": index, "text": text, "token_ids": tokens, **_guesses(event)}, "token")
+                    yield sse.event({"index": index, "text": text, "token_ids": tokens, **self._guesses(index, event)}, "token")
                 if isinstance(event, Revision):
                     canvas = self.texts[index].canvas(event)
                     if canvas is not None:
@@ -97,12 +97,12 @@ class Generation:
         finally:
             self.job.cancel()
 
-
-def _guesses(event: object) -> dict[str, int]:
-    """Of a forward that verified guesses: how many, and how many of its tokens they gave."""
-    if not isinstance(event, Tokens) or event.drafted is None:
-        return {}
-    return {"drafted": event.drafted, "accepted": event.accepted}
+    def _guesses(self, index: int, event: object) -> dict[str, Any]:
+        """Of a forward that verified guesses: how many, how many of its tokens they gave, and the beginning of its text that
+        came of those."""
+        if not isinstance(event, Tokens) or event.drafted is None:
+            return {}
+        return {"drafted": event.drafted, "accepted": event.accepted, "accepted_text": self.texts[index].accepted_text}
 
 
 @router.post("/v1/generate", summary="Run any model with any procedure", responses=sse.DESCRIBED)

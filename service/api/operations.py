@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 
 from service.api.errors import RESPONSES, ApiError
 from service.api.preparing import beside_the_loop
@@ -17,7 +16,6 @@ from service.engine.messages import ModelCard
 from service.engine.validation import InvalidField
 
 router = APIRouter()
-LANDING = Path(__file__).parent / "static" / "index.html"
 
 
 def _entry(card: ModelCard) -> dict[str, Any]:
@@ -117,8 +115,3 @@ async def ready(service: ServiceDep) -> JSONResponse:
 async def metrics(service: ServiceDep) -> Response:
     service.metrics.engine(service.client.ready, service.client.restarts, service.client.room)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-@router.get("/", include_in_schema=False)
-async def landing() -> HTMLResponse:
-    return HTMLResponse(LANDING.read_text())

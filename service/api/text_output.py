@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -38,12 +39,14 @@ class Tokenwise:
 
 class TextOutput:
     """Feed it Tokens and Scores, then Done; it gives the text that may be shown. `shown` are special tokens that belong to
-    the text, `scored` and `scores` the tokens and log-probabilities of Scores, `length` what the text has of what came."""
+    the text, `scored` and `scores` the tokens and log-probabilities of Scores, `length` what the text has of what came,
+    `accepted_text` the beginning of what was fed last that came of accepted guesses."""
 
     def __init__(
         self, job: Job, index: int, codec: TextCodec, body: SamplingFields, shown: Mapping[int, str] = MappingProxyType({})
     ) -> None:
         self.text = ""
+        self.accepted_text = ""
         self.tokenwise = Tokenwise()
         self.done: Done | None = None
         self._job = job
@@ -82,6 +85,7 @@ class TextOutput:
             self.scores += event.logprobs
             return "", []
         before = len(self.token_ids)
+        self.accepted_text = ""
         if isinstance(event, Done):
             shown = self._scanner.push(self._detokenizer.push([], last=True), last=True)
         else:
@@ -107,14 +111,17 @@ class TextOutput:
 
     def _take(self, event: Tokens) -> str:
         shown = ""
-        step = 1 if self._one_by_one else len(event.token_ids)
-        for at in range(0, len(event.token_ids), step):
-            self.tokenwise.token_ids += event.token_ids[at : at + step]
-            self.tokenwise.logprobs += event.logprobs[at : at + step]
+        size = len(event.token_ids)
+        ends = range(1, size + 1) if self._one_by_one else sorted({min(event.accepted, size), size} - {0})
+        for at, end in pairwise((0, *ends)):
+            self.tokenwise.token_ids += event.token_ids[at:end]
+            self.tokenwise.logprobs += event.logprobs[at:end]
             self.tokenwise.offsets.append(self.length)
-            text = self._detokenizer.push(event.token_ids[at : at + step])
+            text = self._detokenizer.push(event.token_ids[at:end])
             self.length += len(text)
             shown += self._scanner.push(text) if len(self.token_ids) >= self._min_tokens else text
+            if end <= event.accepted:
+                self.accepted_text = shown
             if self._scanner.hit:
                 break
         return shown

@@ -1,0 +1,105 @@
+"""What the server refuses is explained where it can be put right; the key is asked for where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from tests.browser.driving import Visit
+from tests.http.server import Server
+
+REFUSED = [
+    ("shakespeare", "autoregressive", "#request-max_tokens", 99999, "exceed the context of 2048"),
+    ("shakespeare", "speculative", "#way-a-ngram_min", 3, "is for the drafter ngram"),
+    ("shapes", "euler", "#way-a-steps", 5000, "1000"),
+    ("shapes", "flow_map", "#way-a-guidance", 20, "knows 1 to 4, not 20"),
+    ("shapes", "flow_map", "#negative", "a circle", "takes guidance as an input"),
+    ("shapes", "euler", "#prompt", "a purple elephant", "shapes does not know"),
+]
+
+
+def test_a_refused_field_is_named_marked_and_focused(visit: Visit) -> None:
+    page = visit.page
+    for model, procedure, field, value, says in REFUSED:
+        page.reload()
+        visit.set("#model", model)
+        visit.choose(procedure)
+        visit.set(field, value)
+        visit.run()
+        visit.until("failed")
+        alert = page.get_by_role("alert")
+        for part in ("The request was refused", says, "400"):
+            expect(alert).to_contain_text(part)
+        wrong, note = page.locator(field), page.locator(f"{field}-refusal")
+        expect(wrong).to_be_focused()
+        expect(wrong).to_have_attribute("aria-invalid", "true")
+        expect(note).to_be_in_viewport()
+        expect(note).to_contain_text(says)
+        assert note.get_attribute("id") in (wrong.get_attribute("aria-describedby") or "").split()
+        wrong.press("End")
+        wrong.press("Backspace")
+        expect(note).to_have_count(0)
+
+
+def test_what_is_no_number_is_said_before_anything_is_sent(visit: Visit) -> None:
+    visit.set("#model", "shapes")
+    visit.choose("euler", timesteps="1, many")
+    visit.run()
+    expect(visit.page.locator("#way-a-timesteps-refusal")).to_have_text("timesteps is numbers, separated by commas")
+    assert visit.bodies() == []
+
+
+def test_an_engine_that_dies_is_explained_and_the_request_can_be_sent_again(visit: Visit, server: Server) -> None:
+    visit.ask(max_tokens=2000)
+    visit.run()
+    expect(visit.page.locator(".committed")).not_to_be_empty()
+    server.kill_engine()
+    visit.until("failed")
+    alert = visit.page.get_by_role("alert")
+    expect(alert).to_contain_text("The engine is away")
+    expect(alert).to_contain_text("503")
+    expect(alert).to_be_focused()
+    expect(visit.page.locator("#strip")).to_have_attribute("data-state", "away")
+    server.wait_ready()
+    visit.ask(max_tokens=10)
+    alert.get_by_role("button", name="Try again").click()
+    visit.until("done")
+    expect(visit.page.locator("#strip")).to_have_attribute("data-state", "up")
+
+
+def test_a_server_that_does_not_answer_is_told_from_one_that_refuses(visit: Visit) -> None:
+    visit.page.route("**/v1/generate", lambda route: route.abort())
+    visit.run()
+    visit.until("failed")
+    expect(visit.page.get_by_role("alert")).to_contain_text("No connection")
+
+
+def test_the_key_is_asked_for_used_and_written_nowhere(browser: object, tmp_path: Path) -> None:
+    server = Server(tmp_path / "log", "--model", "shapes", "--api-key", "sesame-of-the-test")
+    try:
+        with Visit(browser, server.url) as visit:
+            page = visit.page
+            page.goto(server.url + "/")
+            expect(page.locator("#key-dialog")).to_be_visible()
+            page.fill("#key", "wrong")
+            page.keyboard.press("Enter")
+            expect(page.locator("#notice")).to_contain_text("An API key is needed")
+            expect(page.locator("#key-dialog")).to_be_visible()
+            page.fill("#key", "sesame-of-the-test")
+            page.get_by_role("button", name="Use it").click()
+            expect(page.locator("#compose")).to_be_visible()
+            visit.choose("flow_map", steps=2)
+            visit.run()
+            visit.until("done")
+            page.click("#show-code")
+            for language in ("curl", "openai", "httpx"):
+                page.check(f"input[value={language}]")
+                code = page.locator("#code").inner_text()
+                assert "STRIDE_API_KEY" in code and "sesame" not in code
+            page.keyboard.press("Escape")
+            page.reload()
+            expect(page.locator("#compose")).to_be_visible()
+            assert page.evaluate("JSON.stringify(localStorage)") == "{}"
+    finally:
+        server.stop()
