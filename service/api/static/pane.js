@@ -136,7 +136,7 @@ export class Pane {
       ["tokens", number(usage?.generated_tokens ?? tokens), "generated"],
       ["forwards", number(usage?.forwards), "of the network"],
       ["per forward", number(usage?.tokens_per_forward, 2), "tokens a forward: more than one needs drafts or a canvas"],
-      guessed && ["accepted", `${usage?.accepted_tokens ?? accepted} of ${usage?.drafted_tokens ?? drafted}`, "drafted tokens"],
+      guessed && ["accepted", `${usage?.accepted_tokens ?? accepted}/${usage?.drafted_tokens ?? drafted}`, "of the drafted tokens"],
       ["first output", seconds(usage?.first_output_seconds), "from arrival"],
     ].filter(Boolean);
   }
