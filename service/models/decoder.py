@@ -7,20 +7,22 @@ the same. Tensor names are Qwen3's, and for what Qwen3 lacks, names of the same 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.kv_write import Projected
 from service.models.decoder_config import DecoderConfig
 from service.models.feed_forward import Experts, ExpertsBeside, FeedForward, stacked
 from service.models.normalisation import RMSNorm, add_and_norm, norm_of
 from service.models.rope import rotary_angles, rotate
 
 __all__ = [
-    "Attention", "Decoder", "DecoderConfig", "DecoderLayer", "Experts", "ExpertsBeside", "FeedForward", "SelfAttention",
-    "SelfConditioning",
+    "Attention", "Decoder", "DecoderConfig", "DecoderLayer", "Experts", "ExpertsBeside", "FeedForward", "FusedAttention",
+    "SelfAttention", "SelfConditioning",
 ]  # fmt: skip
 
 Angles = tuple[Tensor, Tensor]
@@ -32,6 +34,17 @@ class Attention(Protocol):
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query [N, Hq, D], key and value [N, Hkv, D], after q/k norm and RoPE -> [N, Hq, D]."""
         ...
+
+
+class FusedAttention(Attention):
+    """One that norms and turns by itself, as it writes what it keeps; to be inherited from."""
+
+    @abstractmethod
+    def fused(self, layer: int, projected: Projected) -> Tensor:
+        """Queries, keys and values as the matrices leave them -> [N, Hq, D]."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.fused(layer, Projected(query, key, value))
 
 
 def softcapped(x: Tensor, cap: float | None) -> Tensor:
@@ -67,6 +80,7 @@ class SelfAttention(nn.Module):
             self.q_norm = RMSNorm(queries if full else self.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(keys if full else self.head_dim, config.norm_eps)
         self.v_norm = RMSNorm(self.head_dim, config.norm_eps, weighted=False) if config.value_norm else None
+        self.norm_eps = config.norm_eps
         self.qkv_proj = None
 
     def fuse(self) -> None:
@@ -81,16 +95,31 @@ class SelfAttention(nn.Module):
         else:
             parts = list(self.qkv_proj(x).view(x.shape[0], -1, self.head_dim).split(self.sizes, dim=1))
         query, key, value = parts[0], parts[1], parts[2] if self.sizes[2] else parts[1]
-        if self.qk_norm == "head":
-            query, key = self.q_norm(query), self.k_norm(key)
-        elif self.qk_norm == "full":
+        if self.qk_norm == "full":
             query = self.q_norm(query.flatten(1)).view(query.shape)
             key = self.k_norm(key.flatten(1)).view(key.shape)
+        if isinstance(attention, FusedAttention):
+            attended = attention.fused(self.layer, self._projected(query, key, value, angles))
+        else:
+            attended = attention(self.layer, *self._normed_and_turned(query, key, value, angles))
+        return self.o_proj(attended.reshape(x.shape[0], -1))
+
+    def _normed_and_turned(
+        self, query: Tensor, key: Tensor, value: Tensor, angles: list[Angles]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.qk_norm == "head":
+            query, key = self.q_norm(query), self.k_norm(key)
         if self.v_norm is not None:
             value = self.v_norm(value)
         if self.rope is not None:
             query, key = rotate(query, *angles[self.rope]), rotate(key, *angles[self.rope])
-        return self.o_proj(attention(self.layer, query, key, value).reshape(x.shape[0], -1))
+        return query, key, value
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor, angles: list[Angles]) -> Projected:
+        """The same, left to the attention."""
+        weights = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm == "head" else (None, None)
+        turned = None if self.rope is None else angles[self.rope]
+        return Projected(query, key, value, *weights, self.v_norm is not None, self.norm_eps, turned)
 
 
 class SelfConditioning(nn.Module):

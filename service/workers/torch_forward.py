@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kernels.dispatch import triton_for
 from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups, single_spans
-from service.models.decoder import Decoder, DecoderConfig
+from service.models.decoder import Attention, Decoder, DecoderConfig
 from service.workers.batch_invariant import TILE, in_tiles, make_batch_invariant
 from service.workers.forward import ForwardOutput
+from service.workers.packed_attention import PackedAttention, PlanPacker
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
 from service.workers.threads import Threads
@@ -38,8 +40,9 @@ class PagedAttention:
 
 
 class TorchForward:
-    """Logits of packed rows. With `batch_invariant` every number is computed in an order that depends on its own request
-    alone: tiled matrix products, and queries that attend one by one, or with those that see all of one another."""
+    """Logits of packed rows; on a GPU attention is Triton's. With `batch_invariant` every number is computed in an order that
+    depends on its own request alone: tiled matrix products, and queries that attend one by one, or with those that see all of
+    one another; Triton's attend in tiles of one size, to contexts that are split at fixed places."""
 
     def __init__(self, network: Decoder, cache: PagedCache, threads: Threads, batch_invariant: bool) -> None:
         self._network = network
@@ -48,15 +51,14 @@ class TorchForward:
         self._token_operations = 2.0 * sum(parameter.numel() for parameter in network.parameters())
         self._windows = {layer.window for layer in network.config.layers}
         self._batch_invariant = batch_invariant
+        self._packer = PlanPacker(network, cache, batch_invariant)
         if batch_invariant:
             make_batch_invariant(network)
 
     def __call__(self, packed: PackedRows, inputs: Tensor | None = None, states: bool = False) -> ForwardOutput:
         """See `Forward`."""
         self._threads.take(self._token_operations * (TILE if self._batch_invariant else len(packed.tokens)))
-        plans = self._plans(packed)
-        groups = {window: self._groups(plans, window) for window in self._windows}
-        attention = PagedAttention(self._network.config, self._cache, self._long(packed.slots), groups)
+        attention = self._attention(packed)
         x = self.embed(self._long(packed.tokens)) if inputs is None else inputs.to(self._network.dtype)
         canvas = None
         if self._network.config.layer_scales == 2:
@@ -68,7 +70,17 @@ class TorchForward:
     def embed(self, tokens: Tensor) -> Tensor:
         return self._network.embed(tokens)
 
-    def _plans(self, packed: PackedRows) -> list[Plan]:
+    def _attention(self, packed: PackedRows) -> Attention:
+        config, cache, written = self._network.config, self._cache, self._long(packed.slots)
+        if triton_for(cache.store):
+            return PackedAttention(config, cache, written, self._packer.packed(self._plans(packed, trees_only=True)))
+        plans = self._plans(packed)
+        groups = {window: self._groups(plans, window) for window in self._windows}
+        return PagedAttention(config, cache, written, groups)
+
+    def _plans(self, packed: PackedRows, trees_only: bool = False) -> list[Plan]:
+        """One of each row, or of each that must be computed apart from the others: `trees_only`, only what a tree's tokens see
+        lies at other places than in a chain."""
         plans: list[Plan] = []
         offset, anchored = 0, self._network.config.canvas_window
         for row, table in zip(packed.rows, packed.tables, strict=True):
@@ -78,7 +90,8 @@ class TorchForward:
                 offset, len(row.tokens), row.start, table, until, row.span, row.depths, row.visible,
                 anchored=anchored and row.mode == "block",
             )  # fmt: skip
-            plans += single_spans(plan, self._cache.pool.block_size) if self._batch_invariant and not whole else [plan]
+            apart = self._batch_invariant and (row.mode == "tree" if trees_only else not whole)
+            plans += single_spans(plan, self._cache.pool.block_size) if apart else [plan]
             offset += len(row.tokens)
         return plans
 
