@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.fusing import power_of_two
 from kernels.kv_write.projected import Projected
 
 HEADS_AT_ONCE = 4
@@ -136,8 +137,8 @@ def _constants(
     return {
         "HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": dim, "QUERY_STRIDE": strides[0], "KEY_STRIDE": strides[1],
         "VALUE_STRIDE": strides[2], "TURNED": turned, "NORMED": normed, "NORMED_VALUES": normed_values,
-        "BLOCK_HALF": triton.next_power_of_2(max(1, turned // 2)), "BLOCK_REST": triton.next_power_of_2(max(1, dim - turned)),
-        "BLOCK_D": triton.next_power_of_2(dim), "BLOCK_H": HEADS_AT_ONCE,
+        "BLOCK_HALF": power_of_two(turned // 2), "BLOCK_REST": power_of_two(dim - turned),
+        "BLOCK_D": power_of_two(dim), "BLOCK_H": HEADS_AT_ONCE,
     }  # fmt: skip
 
 

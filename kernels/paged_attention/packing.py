@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.fusing import power_of_two
 from kernels.paged_attention.plan import Plan
 
 ROW, TREE, TASK, MERGE = 8, 4, 8, 8
@@ -57,7 +58,7 @@ class LayerKind:
     def tiles(self) -> tuple[int, int]:
         """Rows, each a query and a head of the group, of a small and of a large tile; where they are the same, all are small.
         Products of float32 do not use tensor cores: large tiles would gain nothing."""
-        least = 1 << (self.group - 1).bit_length()
+        least = power_of_two(self.group)
         large = 16 if self.item == 4 or self.head_dim > 256 else 128 if self.head_dim <= 128 else 64
         return max(16, least), max(large, least)
 
@@ -127,7 +128,7 @@ class PackedPlans:
 
     def to(self, device: torch.device) -> PackedPlans:
         """A copy on the device; from pinned memory it does not hold up the host."""
-        return PackedPlans(self.layout, self.numbers.to(device, non_blocking=True), self.used, self.padded)
+        return PackedPlans(self.layout, self.numbers.to(device, non_blocking=True, copy=True), self.used, self.padded)
 
     def load(self, other: PackedPlans) -> None:
         """Take the contents of plans of the same layout, as a captured graph will read them."""

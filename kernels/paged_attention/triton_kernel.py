@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.fusing import power_of_two
 from kernels.paged_attention.packing import ANCHORED, APART, MERGE, ROW, TASK, TREE, LayerKind, PackedPlans
+from kernels.triton_math import product, tanh
 
 _ROW, _TREE, _TASK, _MERGE = tl.constexpr(ROW), tl.constexpr(TREE), tl.constexpr(TASK), tl.constexpr(MERGE)
 _ANCHORED, _APART = tl.constexpr(ANCHORED), tl.constexpr(APART)
@@ -60,10 +62,9 @@ def _step(
     address = store + slot[:, None] * (2 * KV_HEADS * HEAD_DIM) + d[None, :]
     held = there[:, None] & (d < HEAD_DIM)[None, :]
     key = tl.load(address, mask=held, other=0.0)
-    scores = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
+    scores = product(q, tl.trans(key), tl.zeros((q.shape[0], BLOCK_N), tl.float32)) * scale
     if CAPPED:
-        # tanh; both ends are right when the exponential overflows or vanishes.
-        scores = softcap * (1.0 - 2.0 / (tl.exp(scores * (2.0 / softcap)) + 1.0))
+        scores = softcap * tanh(scores / softcap)
     scores = scores * _LOG2_E
     if MASKED:
         seen = _seen(place, behind, lowest, stands, low, high, start, length, tree, trees, WINDOW, TREES)
@@ -73,7 +74,7 @@ def _step(
     kept = tl.exp2(peak - base)
     weights = tl.exp2(scores - base[:, None])
     value = tl.load(address + KV_HEADS * HEAD_DIM, mask=held, other=0.0)
-    acc = acc * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+    acc = product(weights.to(value.dtype), value, acc * kept[:, None])
     total = total * kept + tl.sum(weights, 1)
     return acc, total, highest
 
@@ -238,7 +239,7 @@ def merge_constants(kind: LayerKind, tile: int) -> dict[str, int]:
 
 
 def padded(head_dim: int) -> int:
-    return max(16, 1 << (head_dim - 1).bit_length())
+    return max(16, power_of_two(head_dim))
 
 
 def _instances(
