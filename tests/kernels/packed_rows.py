@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from kernels.paged_attention import (
-    LayerKind, Layout, Plan, pack_plans, packed_attention, paged_attention, plan_groups, single_spans
-)  # fmt: skip
+    LayerKind,
+    Layout,
+    Plan,
+    pack_plans,
+    packed_attention,
+    paged_attention,
+    plan_groups,
+    single_spans,
+)
 from service.procedures.types import TokenRow
 from tests import trees
 

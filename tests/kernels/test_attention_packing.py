@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from tests.kernels.packed_rows import KINDS, random_rows
 
 
 @given(
-    seed=st.integers(0, 10_000), kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4), group=st.sampled_from((1, 3, 40)),
-    window=st.sampled_from((None, 1, 30, 200)), programs=st.sampled_from((1, 64)), invariant=st.booleans(),
+    seed=st.integers(0, 10_000), kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+    group=st.sampled_from((1, 3, 40)), window=st.sampled_from((None, 1, 30, 200)), programs=st.sampled_from((1, 64)), invariant=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_tasks_cover_what_every_query_sees_once(
@@ -43,7 +44,7 @@ def test_tasks_cover_what_every_query_sees_once(
         for query, mask in enumerate(visible.mask[0, 0]):
             seen = {first_place + at for at in np.flatnonzero(mask.numpy()).tolist()}
             ranges = sorted(covered[i, query])
-            assert all(end <= begin for (_, _, end), (begin, _, _) in zip(ranges, ranges[1:], strict=False))
+            assert all(end <= begin for (_, _, end), (begin, _, _) in pairwise(ranges))
             assert seen <= {place for begin, _, end in ranges for place in range(begin, end)}
             assert all(place in seen for begin, full, _ in ranges for place in range(begin, full))
 

@@ -64,9 +64,7 @@ def test_queries_of_a_tree_as_rows_of_their_own(window: int | None, device: torc
 
 
 @pytest.mark.parametrize("start,queries", [(0, 1), (1, 1), (15, 2), (16, 1), (62, 2), (63, 1), (63, 2), (64, 1), (65, 1)])
-def test_one_row_at_the_borders_of_blocks_and_tiles(
-    start: int, queries: int, device: torch.device, short_splits: None
-) -> None:
+def test_one_row_at_the_borders_of_blocks_and_tiles(start: int, queries: int, device: torch.device, short_splits: None) -> None:
     rows = random_rows(0, ("prefill",), 16, 2, 1, longest=100, device=device)
     blocks = list(range(len(rows.store)))[::-1]
     rows = Packed([Plan(0, queries, start, blocks)], rows.query[:queries], rows.store)
