@@ -18,6 +18,7 @@ from service.models.decoder import Decoder, Experts, FeedForward, SelfAttention
 from service.models.errors import ModelError
 from service.models.family import Family
 from service.models.normalisation import LayerNorm, RMSNorm
+from service.models.partition import Cut
 from service.models.safetensors_files import BITS, SafetensorsFolder
 from service.models.weight_only import WeightOnlyLinear
 
@@ -76,6 +77,33 @@ class Stack:
             part.fill(own)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several ranks holds of a checkpoint's tensor of a `shape`: a cut of it (None: all), at the `place`; None where
+    it is for others."""
+
+    place: Place | Stack | None
+    shape: tuple[int, ...]
+    cut: Cut | None
+
+    @property
+    def module(self) -> nn.Module | None:
+        return None if self.place is None else self.place.module
+
+    def fill(self, tensor: Tensor) -> None:
+        """`tensor` is the part."""
+        if self.place is not None:
+            self.place.fill(tensor)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        if self.place is None:
+            return tensor[:0]
+        return tensor if self.cut is None else self.cut.of(tensor)
+
+
+Target = Place | Stack | Share
+
+
 def places(network: nn.Module) -> dict[str, Place | Stack]:
     """By tensor name. The parts of a stacked matrix have the names that they have alone: q_proj is rows of qkv_proj; of fused
     experts all matrices of a kind have one name together, too."""
@@ -132,9 +160,9 @@ def fitting(
     network: nn.Module,
     checkpoint: SafetensorsFolder,
     family: Family,
-    known: Mapping[str, Place | Stack] | None = None,
+    known: Mapping[str, Target] | None = None,
     optional: Collection[str] = (),
-) -> dict[str, Place | Stack]:
+) -> dict[str, Target]:
     """Where each of the checkpoint's tensors goes, from the headers alone.
 
     known: the network's places by name, where they are not those of `places`. optional: names that a checkpoint may lack,
@@ -142,7 +170,7 @@ def fitting(
 
     Raises ModelError for a tensor that is missing, left over, of another shape, or of a dtype that is not read.
     """
-    known, filled = places(network) if known is None else known, dict[str, Place | Stack]()
+    known, filled = places(network) if known is None else known, dict[str, Target]()
     tied = isinstance(network, Decoder) and network.config.tie_word_embeddings
     extra: list[str] = []
     for name, stored in checkpoint.tensors.items():
@@ -159,7 +187,7 @@ def fitting(
         if stored.dtype not in BITS:
             raise ModelError(f"tensor {name} is stored as {stored.dtype}; supported: {', '.join(BITS)}")
         filled[name] = place
-    single = {name: place for name, place in known.items() if isinstance(place, Place) and name not in optional}
+    single = {name: one for name, place in known.items() if isinstance(one := _own(place), Place) and name not in optional}
     missing = _missing(single, [part for place in filled.values() for part in _parts(place)])
     if missing:
         raise ModelError(f"tensor {missing} is missing from the checkpoint")
@@ -168,8 +196,13 @@ def fitting(
     return filled
 
 
-def _parts(place: Place | Stack) -> Iterable[Place]:
-    return place.parts if isinstance(place, Stack) else (place,)
+def _own(place: Target) -> Place | Stack | None:
+    return place.place if isinstance(place, Share) else place
+
+
+def _parts(place: Target) -> Iterable[Place]:
+    own = _own(place)
+    return own.parts if isinstance(own, Stack) else () if own is None else (own,)
 
 
 def _missing(known: dict[str, Place], filled: Iterable[Place]) -> str | None:
@@ -183,7 +216,7 @@ def _missing(known: dict[str, Place], filled: Iterable[Place]) -> str | None:
     return None
 
 
-def fill(name: str, checkpoint: SafetensorsFolder, targets: dict[str, Place | Stack], family: Family) -> None:
+def fill(name: str, checkpoint: SafetensorsFolder, targets: Mapping[str, Target], family: Family) -> None:
     """Read and convert everything. A bar on a terminal, a line in the log now and then elsewhere, when there is much.
 
     Raises ModelError for a tensor with numbers that are not finite: whoever asked such a network would get nothing.
@@ -194,11 +227,13 @@ def fill(name: str, checkpoint: SafetensorsFolder, targets: dict[str, Place | St
             place, tensor_bytes = targets.get(tensor_name), tensor.nbytes
             if place is None:
                 continue
+            if re.search(family.transposed, tensor_name):
+                tensor = tensor.t()
+            if isinstance(place, Share):
+                tensor = place.of(tensor)
             # A pass at the speed of memory, where isfinite takes tens of times as long; nan is both least and most.
             if tensor.numel() and not all(math.isfinite(bound) for bound in tensor.aminmax()):
                 raise ModelError(f"tensor {tensor_name} holds numbers that are not finite (nan or inf)")
-            if re.search(family.transposed, tensor_name):
-                tensor = tensor.t()
             if family.zero_centred and isinstance(place.module, RMSNorm):
                 tensor = tensor.float() + 1.0
             place.fill(tensor)

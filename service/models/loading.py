@@ -30,6 +30,8 @@ from service.models.latent_network import LatentNetwork
 from service.models.masked_autoregressive import MaskedAutoregressive, MaskedAutoregressiveConfig, PatchwiseNetwork
 from service.models.memory import available_memory
 from service.models.model_spec import EMBEDDED, ModelSpec, readable
+from service.models.parallel_decoder import ParallelDecoder, divided, shares
+from service.models.partition import Partition
 from service.models.pipelines.folder import load_pipeline
 from service.models.pipelines.index import INDEX, read_object
 from service.models.safetensors_files import SafetensorsFolder
@@ -39,7 +41,7 @@ __all__ = ["EMBEDDED", "ImageModel", "ModelError", "ModelSpec", "TextModel", "fa
 
 FLOW = "stride_flow_transformer"
 PATCHWISE = "stride_masked_autoregressive"
-TEXT_OPTIONS = ("max_model_len", "quantization", "kv_memory", "draft_model", "heads")
+TEXT_OPTIONS = ("max_model_len", "quantization", "kv_memory", "tensor_parallel", "draft_model", "heads")
 PICTURE_OPTIONS = ("lora", "steps", "guidance")
 
 
@@ -76,10 +78,10 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> TextModel | ImageModel:
+def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0, rank: int = 0) -> TextModel | ImageModel:
     """Raises ModelError, which names the model, for a missing or broken file, an architecture or an option that is not
     supported, tensors that do not fit the architecture, and a model that, with `kv_memory` bytes beside it, does not fit
-    into the device's memory.
+    into the device's memory. Where `tensor_parallel` divides it, what `rank` holds: a draft model is the first one's alone.
 
     Without a dtype of its own, an image model computes in the device's fastest: its state is float32 either way. A text
     model does so if its checkpoint is in 16 bits; what `stride train` wrote, and a checkpoint in float32, is computed in
@@ -103,16 +105,18 @@ def load_model(spec: ModelSpec, device: torch.device, kv_memory: int = 0) -> Tex
             known = ", ".join([*FAMILIES, FLOW, DIT, PATCHWISE])
             raise ModelError(f"model_type {kind!r} is not supported; supported: {known}")
         _refuse(spec, PICTURE_OPTIONS, "is for pipelines that make pictures, and this is a text model")
-        model = _load_text_model(spec, config, device, kv_memory)
+        model = _load_text_model(spec, config, device, kv_memory, rank)
         if (spec.draft_model or spec.heads) and not model.network.config.says_next:
             option = "draft_model" if spec.draft_model else "heads"
             raise ModelError(f"{option} is for models that say which token comes next, and this one refines canvases")
-        return replace(model, draft_model=_load_draft_model(model, device, kv_memory))
+        return model if rank else replace(model, draft_model=_load_draft_model(model, device, kv_memory))
     except ModelError as error:
         raise ModelError(f"{spec.name}: {error}") from error
 
 
-def _load_text_model(spec: ModelSpec, json: dict[str, Any], device: torch.device, kv_memory: int) -> TextModel:
+def _load_text_model(
+    spec: ModelSpec, json: dict[str, Any], device: torch.device, kv_memory: int, rank: int = 0
+) -> TextModel:
     family = FAMILIES[json["model_type"]]
     text = json if family.inside is None else json.get(family.inside) or {}
     try:
@@ -120,24 +124,27 @@ def _load_text_model(spec: ModelSpec, json: dict[str, Any], device: torch.device
         given = [part["eos_token_id"] for part in (json, text, family.defaults) if "eos_token_id" in part]
         eos = token_ids("eos_token_id", given[0] if given else None) or ()
         with torch.device("meta"):
-            network = Decoder(config)
+            network = whole = Decoder(config)
     except (TypeError, ValueError) as error:
         raise ModelError(f"config.json: {error}") from error
     longest = config.max_position_embeddings
     if spec.max_model_len is not None and spec.max_model_len > longest:
         raise ModelError(f"max_model_len {spec.max_model_len} is more than the {longest} positions that the model knows")
-    network.fuse()
-    parameters = _count(network)
+    whole.fuse()
+    if spec.ranks > 1:
+        if spec.heads is not None:
+            raise ModelError("heads are for models that tensor_parallel does not divide; draft_model is possible")
+        network = divided(whole, Partition(rank, spec.ranks))
     if spec.quantization is not None:
         quantise(network.model.layers, spec.quantization)
     checkpoint = SafetensorsFolder(spec.folder)
     modules = json.get("num_nextn_predict_layers") or 0
     behind = "|".join(str(config.num_hidden_layers + i) for i in range(modules))
     own = replace(family, ignored=rf"{family.ignored}|^model\.layers\.({behind})\.") if modules else family
-    targets = fitting(network, checkpoint, own)
+    targets = fitting(network, checkpoint, own, shares(network, whole) if isinstance(network, ParallelDecoder) else None)
     exact = "stride" in json or any(checkpoint.tensors[name].dtype in ("F32", "F64") for name in targets)
     dtype = spec.dtype or (torch.float32 if exact else fast_dtype(device))
-    _check_room(network, dtype, device, kv_memory)
+    _check_room(network, dtype, device, kv_memory, spec.ranks if device.type == "cpu" and not rank else 1)
     materialise(network, dtype, device)
     fill(spec.name, checkpoint, targets, own)
     stored = _stored_heads(spec, config, module_of_checkpoint(checkpoint, config, family) if modules else None)
@@ -149,11 +156,14 @@ def _load_text_model(spec: ModelSpec, json: dict[str, Any], device: torch.device
     limit = spec.max_model_len or longest
     heads = None if stored is None else stored.load(spec.name, dtype, device)
     canvas = {**PUBLISHED, **generation.canvas} if config.self_conditioning else {}
-    return TextModel(spec, network.eval(), drawable, limit, parameters, generation.sampling, canvas, heads)
+    return TextModel(spec, network.eval(), drawable, limit, _count(whole), generation.sampling, canvas, heads)
 
 
 def _stored_heads(spec: ModelSpec, config: DecoderConfig, inside: StoredHeads | None) -> StoredHeads | None:
-    """Those that were named, else those of the checkpoint itself, else those in a folder beside it."""
+    """Those that were named, else those of the checkpoint itself, else those in a folder beside it; for a network that is
+    divided, none."""
+    if spec.ranks > 1:
+        return None
     if spec.heads is not None:
         try:
             return stored_heads(spec.heads, config)
@@ -168,7 +178,7 @@ def _load_draft_model(model: TextModel, device: torch.device, kv_memory: int) ->
     folder = model.spec.draft_model
     if folder is None:
         return None
-    spec = replace(model.spec, folder=folder, draft_model=None, heads=None, max_model_len=None, quantization=None)
+    spec = ModelSpec(model.spec.name, folder, dtype=model.spec.dtype)
     try:
         _check_tokenizer(spec)
         json_ = _read_json(spec, "config.json")
@@ -244,10 +254,10 @@ def _refuse(spec: ModelSpec, options: tuple[str, ...], why: str) -> None:
         raise ModelError(f"{given[0]} {why}")
 
 
-def _check_room(network: nn.Module, dtype: torch.dtype, device: torch.device, kv_memory: int) -> None:
-    """Before anything is read: parameters at their size on the device, and the KV cache."""
+def _check_room(network: nn.Module, dtype: torch.dtype, device: torch.device, kv_memory: int, ranks: int = 1) -> None:
+    """Before anything is read: parameters at their size on the device, and the KV cache, of all ranks that share it."""
     weights = sum(p.numel() * min(p.dtype.itemsize, dtype.itemsize) for p in network.parameters())
-    room = available_memory(device)
+    weights, kv_memory, room = weights * ranks, kv_memory * ranks, available_memory(device)
     if weights + kv_memory > room:
         raise ModelError(
             f"needs {readable(weights + kv_memory)} of memory, {readable(weights)} for weights and {readable(kv_memory)} for the "

@@ -27,6 +27,7 @@ class ModelSpec:
 
     `draft_model` is the folder of a smaller model that guesses this one's tokens, `heads` that of heads which do. `lora` are
     adapters by name: safetensors files, or folders with one. `steps` and `guidance` are for requests that say nothing.
+    `tensor_parallel` is how many ranks hold a part of it each; None is one, which holds it whole.
     """
 
     name: str
@@ -38,11 +39,16 @@ class ModelSpec:
     device: str | None = None
     quantization: Quantization | None = None
     kv_memory: int | None = None
+    tensor_parallel: int | None = None
     draft_model: Path | None = None
     heads: Path | None = None
     lora: tuple[tuple[str, Path], ...] = ()
     steps: int | None = None
     guidance: float | None = None
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor_parallel or 1
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
@@ -106,8 +112,9 @@ def _values(options: dict[str, str]) -> dict[str, Any]:
                     raise ValueError(f"quantization must be {' or '.join(QUANTIZATIONS)}, not {value!r}")
                 values[key] = value
             case "tensor_parallel":
-                if value != "1":
-                    raise ValueError(f"tensor_parallel must be 1, not {value!r}: a model runs on one device")
+                if not value.isdecimal() or int(value) < 1:
+                    raise ValueError(f"tensor_parallel must be a positive integer, not {value!r}")
+                values[key] = int(value) if int(value) > 1 else None
             case "draft_model" | "heads":
                 if not (Path(value) / "config.json").is_file():
                     raise ValueError(f"{key}: {value or 'nothing'} is not a folder with a config.json")

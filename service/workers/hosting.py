@@ -23,6 +23,7 @@ from service.procedures.quality import QualityTable
 from service.workers.block_pool import BlockPool
 from service.workers.latent_worker import LatentWorker
 from service.workers.paged_cache import PagedCache
+from service.workers.ranks import Ranks
 from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
 
@@ -73,7 +74,14 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
     """Load what `--model` names. Raises ModelError when it cannot be served."""
     spec, threads = ModelSpec.parse(text), Threads.of(hosting.threads)
     device, kv_memory = _device(spec, hosting), spec.kv_memory or hosting.kv_memory
+    ranks = None
+    if spec.ranks > 1:
+        device, threads = _first_device(spec, device), threads.shared(spec.ranks if device.type == "cpu" else 1)
+        ranks = Ranks(spec.name, spec.ranks)
+        ranks.begin_loading(text, device, kv_memory)
     model = load_model(spec, device, kv_memory)
+    if ranks is not None:
+        ranks.loaded()
     if isinstance(model, ImageModel):
         return _host_pictures(model, hosting, device, threads)
     config = model.network.config
@@ -83,7 +91,8 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
     draft_model = None if model.draft_model is None else model.draft_model.network
     try:
         worker = TokenWorker(
-            model.network, pool, device, threads, _undrawable(model), hosting.batch_invariant, model.heads, draft_model
+            model.network, pool, device, threads, _undrawable(model), hosting.batch_invariant, model.heads, draft_model,
+            ranks,
         )  # fmt: skip
     except ModelError as error:
         raise ModelError(f"{spec.name}: {error}") from error
@@ -133,6 +142,20 @@ def _device(spec: ModelSpec, hosting: Hosting) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"{spec.name}: device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _first_device(spec: ModelSpec, device: torch.device) -> torch.device:
+    """Of those that hold a divided model. Raises ModelError where there are not as many."""
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if device.index:
+            raise ModelError(f"{spec.name}: tensor_parallel takes cuda:0 to cuda:{spec.ranks - 1}, and device is {device}")
+        if count < spec.ranks:
+            raise ModelError(f"{spec.name}: tensor_parallel is {spec.ranks}, and there are {count} CUDA devices")
+        return torch.device("cuda", 0)
+    if device.type != "cpu":
+        raise ModelError(f"{spec.name}: tensor_parallel is for CPUs and CUDA devices, and device is {device}")
     return device
 
 

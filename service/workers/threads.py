@@ -28,6 +28,10 @@ class Threads:
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return cls(max(1, processors - 1), processors)
 
+    def shared(self, ranks: int) -> Threads:
+        """Of one of several processes that run at the same time."""
+        return Threads(max(1, self.few // ranks), max(1, self.every // ranks))
+
     def take(self, operations: float) -> None:
         """Use as many for a forward of so many floating-point operations as it is worth."""
         wanted = self.every if operations >= LONG else self.few

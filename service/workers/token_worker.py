@@ -10,15 +10,18 @@ from torch import Tensor
 
 from service.models.decoder import Decoder
 from service.models.heads import FeatureModule, Heads, MedusaHeads
+from service.models.parallel_decoder import ParallelDecoder
 from service.procedures.drafts import accepted
 from service.workers.block_pool import BlockPool
 from service.workers.conditioning import Conditioning
 from service.workers.drafters import CachedDrafter, Continuation, Drafter, MedusaDrafter
 from service.workers.fastest_forward import fastest_forward
+from service.workers.forward import Forward
 from service.workers.kernel_forward import KernelForward
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
 from service.workers.pending import Launched, Pending, Span, fetched
+from service.workers.ranks import Ranks
 from service.workers.staging import staged
 from service.workers.streams import streams_of
 from service.workers.threads import Threads
@@ -33,17 +36,17 @@ class TokenWorker:
     `never` are token ids that must not be produced. With `batch_invariant` every number is computed in an order that
     depends on its own request alone, so that neither the batch nor a chunked prefill changes a bit. The networks are taken
     over: their layers are fused in place, or their weights packed for the CPU kernel. `drafters` guess for requests that
-    name them.
+    name them. A network that is divided is led by this process and followed by its `ranks`.
     """
 
     def __init__(
         self, network: Decoder, pool: BlockPool, device: torch.device, threads: Threads, never: Sequence[int] = (),
         batch_invariant: bool = False, heads: Heads | None = None, draft_model: Decoder | None = None,
+        ranks: Ranks | None = None,
     ) -> None:  # fmt: skip
         self._threads = threads
         self.device = device
         self.pool = pool
-        self.cache = PagedCache.of(network.config, pool, network.dtype, device)
         self._streams = streams_of(device)
         self._reader = TokenReader(never, device, threads)
         self._last: Unread | None = None
@@ -51,8 +54,15 @@ class TokenWorker:
         # The module's decoder shares what the kernel takes out of the network.
         layer = heads.decoder(network) if isinstance(heads, FeatureModule) else None
         self._conditioning = Conditioning(network) if network.config.self_conditioning else None
-        self._forward = fastest_forward(network, self.cache, threads, batch_invariant)
+        self.cache: PagedCache
+        self._forward: Forward
+        if ranks is not None and isinstance(network, ParallelDecoder):
+            self.cache, self._forward = ranks.lead(network, pool, device, threads, batch_invariant)
+        else:
+            self.cache = PagedCache.of(network.config, pool, network.dtype, device)
+            self._forward = fastest_forward(network, self.cache, threads, batch_invariant)
         self.run_by = "the CPU kernel" if isinstance(self._forward, KernelForward) else "torch"
+        self.run_by += f" on {ranks.size} ranks" if ranks is not None else ""
         vocabulary, longest = network.config.vocab_size, network.config.max_position_embeddings
         if isinstance(heads, MedusaHeads):
             self.drafters["heads"] = MedusaDrafter(heads, self._reader.guess)

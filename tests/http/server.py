@@ -28,7 +28,11 @@ class Server:
         command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--threads", "1", *arguments]
         with log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        self.wait_ready(ready_seconds)
+        try:
+            self.wait_ready(ready_seconds)
+        except BaseException:
+            self.process.kill()  # its engine sees that, and leaves
+            raise
 
     def wait_ready(self, seconds: float = 60.0) -> None:
         self.until(lambda: self._is_ready(), seconds)

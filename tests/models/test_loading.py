@@ -39,7 +39,7 @@ def test_options_follow_a_folder_or_an_embedded_name(tmp_path: Path) -> None:
         ("shapes,dtype=float32,dtype=float32", "dtype is given twice"),
         ("shapes,colour=red", "option 'colour' is not supported; supported: dtype, device, revision"),
         ("shapes,quantization=int4", "quantization must be int8 or fp8, not 'int4'"),
-        ("shapes,tensor_parallel=2", "tensor_parallel must be 1, not '2'"),
+        ("shapes,tensor_parallel=0", "tensor_parallel must be a positive integer, not '0'"),
         ("shapes,kv_memory=lots", "kv_memory must be a number of bytes such as 268435456, 256MiB or 2GiB, not 'lots'"),
         ("shapes,kv_memory=0", "kv_memory must be"),
         ("shapes,lora=ink", "lora must be ADAPTER:FILE"),
