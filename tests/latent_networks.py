@@ -29,6 +29,7 @@ class ToyNetwork(Unadapted):
     guidance_range = None
     reuses = False
     decodes = True
+    own_guidance = False
     run_by = "torch"
     parameters = 100
 

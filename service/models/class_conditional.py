@@ -37,6 +37,7 @@ class ClassConditional(Unadapted):
 
     scorers: tuple[str, ...] = ()
     reuses = True
+    own_guidance = False
     run_by = "torch"
 
     def __init__(self, network: DiT, codec: PictureCodec, noise: NoiseProcess, procedure: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ class FlowNetwork(Unadapted):
     guidance_input: GuidanceInput = "jumps"
     guidance_range: tuple[float, float] | None
     decodes = False
+    own_guidance = False
 
     def __init__(self, network: FlowTransformer, tokenizer: Path, threads: int = 1, full: bool = False) -> None:
         config = network.config

@@ -45,6 +45,7 @@ class LatentNetwork(Protocol):
     scorers: names of those in `service.models.scorers` that judge this model's pictures, beside those that judge any.
     reuses: whether rows can reuse what the network's blocks said before (`reusing`).
     decodes: whether latents go through a network of their own to become pictures; where not, the latent is the picture.
+    own_guidance: whether `guide` is anything but classifier-free guidance.
     run_by: what computes it, for the log; parameters: how many there are.
     """
 
@@ -58,6 +59,7 @@ class LatentNetwork(Protocol):
     scorers: tuple[str, ...]
     reuses: bool
     decodes: bool
+    own_guidance: bool
     run_by: str
     parameters: int
 

@@ -141,6 +141,7 @@ class PatchwiseNetwork(Unadapted):
     scorers: tuple[str, ...] = ()
     decodes = False
     reuses = False
+    own_guidance = False
     run_by = "torch"
 
     def __init__(self, network: MaskedAutoregressive) -> None:

@@ -7,9 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.sampler_update import Guidance
 from service.models.latent_network import LatentNetwork
 from service.procedures.picture_rows import LatentRow
 from service.workers.staging import staged
+
+
+def to_be_guided(network: LatentNetwork, rows: Sequence[LatentRow], out: Tensor) -> tuple[Tensor, Guidance | None]:
+    """f [R, C, H, W] of R rows from the network's outputs (see `guided`), and what the sampler step has still to do to it: plain
+    guidance is no pass over memory of its own."""
+    paired = [i for i, row in enumerate(rows) if row.paired]
+    if not paired or network.own_guidance or any(rows[i].rescale for i in paired):
+        return guided(network, rows, out), None
+    partner = [-1] * len(rows)
+    for place, i in enumerate(paired):
+        partner[i] = place
+    (index,), (scale,) = staged(out.device, [partner], [[row.guidance for row in rows]])
+    return out[: len(rows)], Guidance(out[len(rows) :], index, scale)
 
 
 def guided(network: LatentNetwork, rows: Sequence[LatentRow], out: Tensor) -> Tensor:

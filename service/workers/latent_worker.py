@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from kernels.philox import normal
-from kernels.sampler_update import sampler_update
+from kernels.sampler_update import Noise, sampler_step
 from service.models.latent_network import ExpandingNetwork, LatentNetwork
 from service.models.reuse_memory import all_or_nothing
 from service.models.scorers import ALWAYS
 from service.workers.block_pool import BlockPool
 from service.workers.conditions import Conditions
 from service.workers.expanding import expanded
-from service.workers.guidance import guided
+from service.workers.guidance import to_be_guided
 from service.workers.pending import Launched, Pending, Span, fetched
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE
 from service.workers.scores import checked, scored
@@ -122,17 +122,14 @@ class LatentWorker:
         shape = self.network.latent_shape(moves[0].width, moves[0].height)
         size = math.prod(shape)
         first = [i for i, row in enumerate(rows) if row.start is not None]
-        noisy = [i for i, row in enumerate(rows) if row.coefficients[4] != 0.0]
-        own_slots = [move.slot for move in moves]
-        (slots, sources, begun, drawn), (coefficients, of_x, of_f) = staged(
+        own_slots, given = [move.slot for move in moves], [move.source.slot if move.source else move.slot for move in moves]
+        (slots, sources, begun, seeds, draws), (coefficients, estimates) = staged(
             self.device,
-            [own_slots, [move.source.slot if move.source else move.slot for move in moves], first, noisy],
-            [
-                [number for row in rows for number in row.coefficients],
-                [row.estimate[0] for row in rows],
-                [row.estimate[1] for row in rows],
-            ],
+            [own_slots, given, first, [move.seed for move in moves], [row.draw for row in rows]],
+            [[number for row in rows for number in row.coefficients], [number for row in rows for number in row.estimate]],
         )
+        noise = Noise(seeds, draws, STEP_NOISE) if any(row.coefficients[4] for row in rows) else None
+        wanted = estimates.view(-1, 2) if any(move.shown and not move.final for move in moves) else None
         x, h1, h2 = self.store[sources, :, :size].unflatten(2, shape).unbind(1)
         x = self._forked(moves, x, shape)
         if first:
@@ -140,14 +137,11 @@ class LatentWorker:
             x[begun] = self._begun([moves[i] for i in first], shape)
             h1.index_fill_(0, begun, 0.0)
             h2.index_fill_(0, begun, 0.0)
-        f = self._evaluate(moves, x)
-        estimate = _kept_estimate(moves, _column(of_x) * x + _column(of_f) * f)
-        noise = None
-        if noisy:
-            noise = torch.zeros_like(x)
-            draws = [rows[i].draw for i in noisy]
-            noise[drawn] = self._noise([moves[i].seed for i in noisy], draws, STEP_NOISE, shape)
-        x, h1, h2 = sampler_update(x, f, h1, h2, coefficients.view(len(rows), -1), noise)
+        f, guidance = to_be_guided(self.network, rows, self._evaluate(moves, x))
+        numbers = coefficients.view(-1, 7)
+        x, h1, h2, estimate = sampler_step(x, f, h1, h2, numbers, noise=noise, guidance=guidance, estimates=wanted)
+        if estimate is not None:
+            _keep(moves, estimate)
         x = self._kept(moves, x, shape)
         self.store[slots, :, :size] = torch.stack((x, h1, h2), dim=1).flatten(2)
         return self._shown(moves, x, estimate)
@@ -191,11 +185,11 @@ class LatentWorker:
             x[i] = encoded.mask * x[i] + (1.0 - encoded.mask) * (alpha * encoded.given + sigma * eps)
         return x
 
-    def _shown(self, moves: list[RefineMove], x: Tensor, estimate: Tensor) -> Finish:
+    def _shown(self, moves: list[RefineMove], x: Tensor, estimate: Tensor | None) -> Finish:
         """What there is to be seen is there when the forward is over; whether it is finite is known then."""
         finite = fetched(torch.isfinite(x).flatten(1).all(dim=1))
         shown = [i for i, move in enumerate(moves) if move.shown]
-        latents = [x[i] if moves[i].final else estimate[i] for i in shown]
+        latents = [x[i] if moves[i].final or estimate is None else estimate[i] for i in shown]
         stacked = torch.stack(latents) if latents else None
         pixels = None if stacked is None or self.network.decodes else self._pixels(stacked)
 
@@ -211,7 +205,7 @@ class LatentWorker:
         return finish
 
     def _evaluate(self, moves: list[RefineMove], x: Tensor) -> Tensor:
-        """The network's output [R, C, H, W] with guidance; rows that need the unconditional output too are evaluated twice."""
+        """The network's outputs, one a row and behind them one without the text for each paired row, [R + paired, C, H, W]."""
         paired = [i for i, move in enumerate(moves) if move.row.paired]
         rows = [move.row for move in moves] + [moves[i].row for i in paired]
         conditions = [move.encoded.conditions[0] for move in moves] + [moves[i].encoded.conditions[1] for i in paired]
@@ -236,7 +230,7 @@ class LatentWorker:
             for i in every:
                 with self.network.reusing(reuse[i]):
                     parts.append(self.network.evaluate(x[i], t[i], s[i], scale[i], conditions[i], adapters[i]))
-        return guided(self.network, [move.row for move in moves], torch.cat(parts))
+        return torch.cat(parts)
 
     def _pixels(self, latents: Tensor) -> Tensor:
         """uint8 [R, H, W, 3], on their way to the host."""
@@ -263,13 +257,12 @@ def elements(network: LatentNetwork) -> int:
     return math.ceil(math.prod(network.latent_shape(width, height)) * max(1.0, rule.area / (width * height)))
 
 
-def _kept_estimate(moves: list[RefineMove], estimate: Tensor) -> Tensor:
-    """Estimates of the data [R, C, H, W], with what a mask keeps as it was given."""
+def _keep(moves: list[RefineMove], estimate: Tensor) -> None:
+    """Put back what masks keep of given pictures into estimates of the data [R, C, H, W]."""
     for i, move in enumerate(moves):
         given, mask = move.encoded.given, move.encoded.mask
         if move.shown and mask is not None and given is not None:
             estimate[i] = mask * estimate[i] + (1.0 - mask) * given
-    return estimate
 
 
 def _column(numbers: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ class Pipeline:
     guidance_input: GuidanceInput = "no"
     guidance_range: tuple[float, float] | None = None
     decodes: bool = True
+    own_guidance: bool = False
     scorers: tuple[str, ...] = ()
     run_by: str = "torch"
     patch: int = 2

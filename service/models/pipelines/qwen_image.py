@@ -36,6 +36,8 @@ class QwenImage(Pipeline):
         "tokenizer": Part("transformers", ("Qwen2Tokenizer", "Qwen2TokenizerFast"), bare=True),
     }
 
+    own_guidance = True
+
     def __init__(self, components: Components) -> None:
         encoder = components.parts["text_encoder"]
         spared((encoder, "lm_head"), (encoder.model, "visual"))
