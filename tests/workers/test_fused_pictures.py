@@ -20,9 +20,9 @@ def submits() -> list[Submit]:
     """Samplers with and without noise and history, with guidance, its rescaling, and none, some with previews."""
     asked: list[tuple[str, dict[str, Any]]] = [
         ("euler", {"steps": 3, "guidance": 2.0}),
-        ("ancestral", {"steps": 4, "guidance": 1.0}),
-        ("ancestral", {"steps": 3, "guidance": 3.0, "guidance_rescale": 0.7}),
-        ("dpmpp_2m", {"steps": 3, "guidance": 1.5}),
+        ("euler_ancestral", {"steps": 4, "guidance": 1.0}),
+        ("euler_ancestral", {"steps": 2, "guidance": 3.0, "guidance_rescale": 0.7}),
+        ("dpmpp_2m", {"steps": 4, "guidance": 1.5}),
     ]
     return [
         Submit(f"r{i}", "toy", name, parameters, i, ImageWork("a red fox", 32, 32, preview_every=i % 2), 0.0)
