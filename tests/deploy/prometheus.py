@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent.parent.parent / "deploy" / "prometheus"
 RULES = sorted((FOLDER / "rules").glob("*.yml"))
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
 
-RANGES = {"[5m]": "[10s]", "[15m]": "[30s]"}
+RANGES = {"[5m]": "[10s]", "[15m]": "[20s]"}
 """What the rules look back over, and what they do where a second stands for many."""
 
 

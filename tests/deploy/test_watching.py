@@ -88,6 +88,25 @@ def engine_held_down(server: Server) -> Iterator[None]:
         killer.join()
 
 
+MOVED = [
+    'stride_requests_total{outcome="cancelled"}',
+    'stride_requests_total{outcome="deadline"}',
+    'stride_refusals_total{outcome="invalid"}',
+    'stride_preemptions_total',
+    'stride_deadlines_missed_total',
+    'stride_waited_seconds_total{model="shakespeare", behind="shapes"}',
+    'stride_waited_seconds_total{model="shapes", behind="shakespeare"}',
+    'stride_batch_fill_ratio_sum',
+    'stride_request_tokens_total{procedure="speculative"}',
+    'stride_request_tokens_total{procedure="block_diffusion"}',
+    'stride_deadline_choices_total{outcome="full"}',
+    *(f'stride_tokens_total{{kind="{kind}"}}' for kind in ("prompt", "cached", "generated", "drafted", "accepted", "revised")),
+    *(f'stride_moves_total{{axis="{axis}"}}' for axis in ("expand", "refine")),
+    *(f'stride_nfe_count{{procedure="{procedure}"}}' for procedure in ("euler", "heun", "flow_map")),
+]  # fmt: skip
+"""What traffic of all kinds sets in motion, so that panels are not merely flat."""
+
+
 def lacks(one: Shown, samples: list[Sample]) -> str:
     """What is missing for a panel to be drawn; empty when nothing is."""
     if not any(sample.finite for sample in samples):
@@ -114,8 +133,9 @@ def test_every_expression_of_every_panel_and_rule_gives_numbers_with_the_labels_
         for one in shown()
         for side in ([one.expression] if "annotation" not in one.where else without_comparison(one.expression))
     ]
+    every += [Shown("traffic", f"sum({series}) > 0", frozenset()) for series in MOVED]
     every += [Shown("rules", expression, frozenset()) for expression in recorded_and_compared()]
-    assert len(every) > 80
+    assert len(every) > 100
     missing = {one: "not asked yet" for one in every}
 
     def ask_for_what_is_missing() -> bool:

@@ -78,7 +78,7 @@ def of_all_kinds() -> list[list[Step]]:
     leave."""
     texts = [
         ask(**TEXT),
-        ask(**TEXT | by("speculative", drafter="ngram"), temperature=0),
+        ask(**TEXT | by("speculative", drafter="heads", adaptive=False), temperature=0),
         ask(**TEXT | by("block_diffusion", block_length=8)),
         ask(**TEXT, deadline_ms=1),
         lambda client: client.leave(**LONG),
