@@ -21,10 +21,10 @@ from tests.http.server import Server
 
 pytestmark = [
     pytest.mark.skipif(PROMETHEUS is None, reason="Prometheus is not installed"),
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
 ]
 
-PATIENCE = 120.0
+PATIENCE = 180.0
 """Seconds until what must come has come, on a machine with other things to do."""
 
 
