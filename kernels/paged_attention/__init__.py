@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.paged_attention.packing import LayerKind, Layout, PackedPlans, pack_plans
+from kernels.paged_attention.layout import LayerKind, Layout, PackedPlans
+from kernels.paged_attention.packing import pack_plans
 from kernels.paged_attention.plan import Plan, single_spans
 from kernels.paged_attention.reference import RowGroup, paged_attention, plan_groups
+from kernels.paged_attention.tables import Tables
 
 __all__ = [
-    "LayerKind", "Layout", "PackedPlans", "Plan", "RowGroup", "pack_plans", "packed_attention", "paged_attention", "plan_groups",
-    "single_spans",
+    "LayerKind", "Layout", "PackedPlans", "Plan", "RowGroup", "Tables", "pack_plans", "packed_attention", "paged_attention",
+    "plan_groups", "single_spans",
 ]  # fmt: skip
 
 

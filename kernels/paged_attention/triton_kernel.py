@@ -1,7 +1,7 @@
 """Paged attention by Triton: online softmax over tiles of keys (FlashAttention-2, arXiv 2307.08691), with the heads of a group
 as rows of one tile, and contexts split over programs whose results are merged.
 
-The numbers that change from forward to forward lie in tensors of one layout (`packing`). Sums run over places in ascending
+The numbers that change from forward to forward lie in tensors of one layout (`layout`). Sums run over places in ascending
 order, in steps that begin at multiples of BLOCK_N, and what a query does not see changes no bit of its sums: what a query gets
 depends on its tile's size and on where its context was split, not on what else is in the tile or the batch.
 """
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.fusing import power_of_two
-from kernels.paged_attention.packing import ANCHORED, APART, MERGE, ROW, TASK, TREE, LayerKind, PackedPlans
+from kernels.paged_attention.layout import ANCHORED, APART, MERGE, ROW, TASK, TREE, LayerKind, PackedPlans
 from kernels.triton_math import product, tanh
 
 _ROW, _TREE, _TASK, _MERGE = tl.constexpr(ROW), tl.constexpr(TREE), tl.constexpr(TASK), tl.constexpr(MERGE)

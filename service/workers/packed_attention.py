@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.kv_write import Projected, kv_write
-from kernels.paged_attention import LayerKind, Layout, PackedPlans, Plan, pack_plans, packed_attention
+from kernels.paged_attention import LayerKind, Layout, PackedPlans, Plan, Tables, pack_plans, packed_attention
 from service.models.decoder import Decoder, DecoderConfig, DecoderLayer, FusedAttention
 from service.workers.paged_cache import PagedCache
 
@@ -48,6 +48,7 @@ class PlanPacker:
             kv_heads, head_dim = store.shape[3:]
             kinds.append(LayerKind(settings.window, layer.self_attn.sizes[0], kv_heads, head_dim, store.element_size()))
         self.kinds = tuple(dict.fromkeys(kinds))
+        self._tables = Tables()
         self._cache = cache
         self._batch_invariant = batch_invariant
 
@@ -59,7 +60,7 @@ class PlanPacker:
     def on_host(self, plans: Sequence[Plan], layout: Layout | None = None, pinned: bool = False) -> PackedPlans:
         """To be loaded into plans of the same layout that lie on the device: see `PackedPlans.load`."""
         size, programs = self._cache.pool.block_size, programs_of(self._cache.store.device)
-        return pack_plans(plans, size, self.kinds, programs, self._batch_invariant, layout, pinned)
+        return pack_plans(plans, size, self.kinds, programs, self._batch_invariant, layout, pinned, self._tables)
 
     def decoding_layout(self, rows: int, entries: int) -> Layout:
         """Of a graph for at most so many rows, of a few queries each, whose block tables have so many entries in all."""

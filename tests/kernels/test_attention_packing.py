@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.paged_attention import LayerKind, Layout, Plan, pack_plans, packing, plan_groups
+from kernels.paged_attention import LayerKind, Layout, Plan, Tables, layout, pack_plans, packing, plan_groups
 from tests.kernels.packed_rows import KINDS, random_rows
 
 
 @given(
     seed=st.integers(0, 10_000), kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
-    group=st.sampled_from((1, 3, 40)), window=st.sampled_from((None, 1, 30, 200)), programs=st.sampled_from((1, 64)), invariant=st.booleans(),
+    group=st.sampled_from((1, 3, 40)), window=st.sampled_from((None, 1, 30, 200)),
+    programs=st.sampled_from((1, 64)), invariant=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_tasks_cover_what_every_query_sees_once(
@@ -59,17 +60,17 @@ def test_invariant_tasks_begin_at_the_same_places_in_every_batch() -> None:
 def test_a_decoding_layout_holds_every_batch_of_its_size() -> None:
     chance = random.Random(0)
     kinds = [LayerKind(None, 8, 2, 64, 2), LayerKind(512, 8, 2, 64, 2)]
-    layout = Layout.decoding(16, 16 * 700, kinds, 132)
+    room = Layout.decoding(16, 16 * 700, kinds, 132)
     for _ in range(40):
         rows = chance.randrange(1, 17)
         plans = [Plan(i, 1, chance.choice((0, 50, 511, 11_000)), range(700)) for i in range(rows)]
-        packed = pack_plans(plans, 16, kinds, 132, layout=layout)
-        assert len(packed.numbers) == layout.size and packed.padded
+        packed = pack_plans(plans, 16, kinds, 132, layout=room)
+        assert len(packed.numbers) == room.size and packed.padded
         for kind in kinds:
             (sweep,) = packed.sweeps(kind)
             assert int((sweep.tasks[:, 2] > 0).sum()) >= rows
     with pytest.raises(ValueError, match="the layout holds 16 rows, and there are 17"):
-        pack_plans([Plan(i, 1, 0, [0]) for i in range(17)], 16, kinds, 132, layout=layout)
+        pack_plans([Plan(i, 1, 0, [0]) for i in range(17)], 16, kinds, 132, layout=room)
 
 
 def test_long_contexts_are_split_for_all_programs_and_short_ones_are_not() -> None:
@@ -86,7 +87,24 @@ def test_rows_of_one_request_share_a_table_and_a_tree_may_have_64_tokens() -> No
     assert len(packed.entries) == 1
     masks = tuple((1 << i + 1) - 1 for i in range(65))
     tree = Plan(0, 64, 3, range(20), depths=tuple(range(64)), visible=masks[:64])
-    low, high = pack_plans([tree], 4, [kind], 1).trees.view(-1, packing.TREE)[:, 1:3].long().unbind(1)
+    low, high = pack_plans([tree], 4, [kind], 1).trees.view(-1, layout.TREE)[:, 1:3].long().unbind(1)
     assert [a % 2**32 + (b % 2**32 << 32) for a, b in zip(low.tolist(), high.tolist(), strict=True)] == list(masks[:64])
     with pytest.raises(ValueError, match="65 tokens"):
         pack_plans([Plan(0, 65, 3, range(20), depths=tuple(range(65)), visible=masks)], 4, [kind], 1)
+
+
+def test_remembered_tables_are_those_of_the_plans_whatever_became_of_them() -> None:
+    chance, kind, tables = random.Random(3), LayerKind(None, 1, 1, 64, 2), Tables()
+    blocks = [chance.sample(range(40), chance.randrange(1, 12)) for _ in range(4)]
+    for _ in range(60):
+        table = chance.choice(blocks)
+        match chance.randrange(3):
+            case 0:
+                table.append(chance.randrange(40))
+            case 1:
+                table[chance.randrange(len(table))] = chance.randrange(40)
+            case 2:
+                chance.shuffle(blocks)
+        plans = [Plan(i, 1, 4 * len(each) - 2, list(each)) for i, each in enumerate(blocks[: chance.randrange(1, 5)])]
+        found = pack_plans(plans, 4, [kind], 1, tables=tables).entries.tolist()
+        assert found == [block for plan in plans for block in plan.blocks]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.paged_attention import Plan, pack_plans, packed_attention, packing
+from kernels.paged_attention import Layout, Plan, pack_plans, packed_attention, packing
 from tests.kernels.packed_rows import KINDS, Packed, random_rows
 
 pytest.importorskip("triton")
@@ -139,7 +139,7 @@ def test_a_captured_graph_could_run_again_on_other_rows(device: torch.device, sh
     many = random_rows(7, ("decode",) * 5, head_dim=16, longest=100, device=device)
     few = many.some([3, 1])
     kind = many.kind(None)
-    layout = packing.Layout.decoding(6, 300, [kind], 16)
+    layout = Layout.decoding(6, 300, [kind], 16)
     planned = [pack_plans(rows.plans, 4, [kind], 16, layout=layout) for rows in (many, few)]
     held, query = planned[0].to(device), torch.zeros(6, *many.query.shape[1:], device=device)
     for rows, plans in ((many, planned[0]), (few, planned[1]), (many, planned[0])):
