@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from service.engine.block_table import BlockTable
 from service.engine.messages import Done, Failed, FinishReason, Submit, Usage
+from service.engine.reports import StageTime
 from service.procedures.picture_rows import Stage
 from service.workers.types import Picture
 
@@ -31,7 +33,7 @@ class Request:
     """What every request has. Times are seconds of the monotonic clock, passed in.
 
     `need` is the most blocks that it can come to hold. `number` counts the requests of the engine. `flying` is what was
-    launched of it, oldest first.
+    launched of it, oldest first. `entered` are the stages that came after the `first_stage`, and when each began.
     """
 
     submit: Submit
@@ -44,6 +46,9 @@ class Request:
     forwards: int = 0
     finished: FinishReason | None = None
     flying: list[Flown] = field(default_factory=list)
+    entered: list[tuple[str, float]] = field(default_factory=list)
+
+    first_stage: ClassVar[str] = "prefill"
 
     @property
     def unknown(self) -> int:
@@ -83,6 +88,18 @@ class Request:
         """Network evaluations until a picture is finished; not known of texts."""
         return 0
 
+    def enters(self, stage: str, now: float) -> None:
+        """It is in this stage from now on."""
+        self.entered.append((stage, now))
+
+    def stages(self, now: float) -> list[StageTime]:
+        """Where its time went, until now; stages that took none are left out."""
+        begun = [("queue", self.submit.arrived)]
+        if self.started is not None:
+            begun += [(self.first_stage, self.started), *self.entered]
+        ends = [*(began for _, began in begun[1:]), now]
+        return [StageTime(name, began, ended) for (name, began), ended in zip(begun, ends, strict=True) if began < ended]
+
     def done(self, reason: FinishReason, now: float, picture: Picture | None = None, **counts: int | float | None) -> Done:
         arrived = self.submit.arrived
         usage = Usage(
@@ -92,8 +109,8 @@ class Request:
             **counts,  # type: ignore[arg-type]
         )
         if picture is None:
-            return Done(self.id, reason, usage)
-        return Done(self.id, reason, usage, picture.width, picture.height, picture.rgb)
+            return Done(self.id, reason, usage, stages=self.stages(now))
+        return Done(self.id, reason, usage, picture.width, picture.height, picture.rgb, stages=self.stages(now))
 
 
 def deadline_failure(submit: Submit, now: float) -> Failed:

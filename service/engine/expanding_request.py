@@ -55,6 +55,10 @@ class ExpandingRequest(ImageRequest):
     def steps(self) -> int:
         return len(self.sets) * len(self.rows)
 
+    @property
+    def refined(self) -> bool:
+        return self.step == self.steps
+
     def wants_preview(self) -> bool:
         every = self.work.preview_every
         return every > 0 and (self.step + 1) % every == 0 and self.step + 1 < self.steps

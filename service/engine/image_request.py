@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import msgspec
 
@@ -44,6 +44,8 @@ class ImageRequest(Request):
     encoded: Encoded | None = None
     latent: Latent | None = None
     reuse: tuple[Reuse, ...] = ()
+
+    first_stage: ClassVar[str] = "encode"
 
     @classmethod
     def begin(cls, submit: Submit, work: ImageWork, card: ModelCard) -> Self:
@@ -137,6 +139,11 @@ class ImageRequest(Request):
             final, tuple(work.adapters), reuse=self.reuse,
         )  # fmt: skip
 
+    @property
+    def refined(self) -> bool:
+        """Whether all rows have run."""
+        return self.at == len(self.rows)
+
     def moves(self, rows: Sequence[Any]) -> list[LatentMove]:
         return [self.move(rows)]
 
@@ -167,12 +174,15 @@ class ImageRequest(Request):
         match outcome:
             case Encoded():
                 self.encoded = outcome
+                self.enters("denoise", now)
             case Picture() if self.latent is not None:
                 self.latent = None
                 return self._show(outcome, now)
             case _:
                 self.nfe += self.rows[self.at].evaluations
                 self.at += 1
+                if self.refined:
+                    self.enters("decode", now)
                 if isinstance(outcome, Picture):
                     return self._show(outcome, now)
                 assert outcome is None or isinstance(outcome, Latent)

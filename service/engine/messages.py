@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.engine.reports import Gauges, Tick
+from service.engine.reports import Gauges, StageTime, Tick
 from service.procedures.noise import NoiseProcess
 from service.procedures.picture_rows import GuidanceInput
 from service.procedures.quality import QualityTable
@@ -260,7 +260,7 @@ class Found(msgspec.Struct, frozen=True):
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """A request's only good end. `rgb` is the picture of an image request, `ran` what its deadline left it, where that was chosen
-    by the engine; the pictures of a search are `found`, the best first."""
+    by the engine; the pictures of a search are `found`, the best first. `stages` say where its time went."""
 
     id: str
     finish_reason: FinishReason
@@ -272,6 +272,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     seed: int | None = None
     found: list[Found] = []
     ran: dict[str, Any] = {}
+    stages: list[StageTime] = []
 
     def each(self, outputs: int) -> list[Done]:
         """One end for each of the outputs; the first has what all of them cost."""

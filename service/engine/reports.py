@@ -1,4 +1,4 @@
-"""What the engine reports of its own work, for the metrics: msgspec structs, as all that it sends."""
+"""What the engine reports of its own work, for metrics and traces: msgspec structs, as all that it sends."""
 
 from __future__ import annotations
 
@@ -41,3 +41,12 @@ class Gauges(msgspec.Struct, frozen=True, tag="gauges"):
     deadlines_missed: dict[str, int]
     preemptions: dict[str, int]
     dropped_messages: int
+
+
+class StageTime(msgspec.Struct, frozen=True, array_like=True):
+    """A stage of a request (`queue`; `prefill` and `decode` of a text; `encode`, `denoise` and `decode` of a picture), from one
+    second of the monotonic clock to another. They follow one another without gaps."""
+
+    name: str
+    began: float
+    ended: float

@@ -198,6 +198,8 @@ class TextRequest(SharingRequest):
                 state.cached = row.start + _agreeing(computed, state.tokens[row.start : row.start + len(computed)])
         self.prefilled += self._reach()
         fresh = state.tokens[before:]
+        if not self.entered and (fresh or state.canvas or self.reached >= state.prompt_length):
+            self.enters("decode", now)
         if not fresh:
             return self._revision(now)
         ended: list[FromEngine] = []

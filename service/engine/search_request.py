@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -84,6 +84,8 @@ class SearchRequest(Request):
     candidates: list[Candidate] = field(default_factory=list)
     scored: int = 0
 
+    first_stage: ClassVar[str] = "encode"
+
     @classmethod
     def begin(cls, submit: Submit, work: ImageWork, card: ModelCard) -> SearchRequest:
         search = work.search
@@ -129,11 +131,14 @@ class SearchRequest(Request):
         self.forwards += 1
         for candidate, outcome in zip(self._due(), outcomes, strict=False):
             if isinstance(outcome, Encoded):
+                self.enters("denoise", now)
                 for each in self.candidates:
                     each.encoded = outcome
             else:
                 self.scored += isinstance(outcome, Score)
                 candidate.fold(outcome, now)
+        if len(self.entered) == 1 and all(candidate.refined for candidate in self.candidates):
+            self.enters("decode", now)
         if any(candidate.score is None for candidate in self.candidates):
             return []
         if self.candidates[0].at < len(self.candidates[0].rows):
