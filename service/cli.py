@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from service import __version__
+from service.logs import configure_logging
 from service.settings import Settings, load_settings
 
 PLACES = "repeatable; PLACE: a checkpoint's folder or the id of a repository on the Hugging Face hub"
@@ -37,7 +38,8 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from service.api.app import create_app
+    from service.api.app import TracingUnavailable, create_app
+    from service.api.server import DrainingServer
 
     if args.config is not None and not args.config.is_file():
         print(f"stride serve: --config: there is no file {args.config}", file=sys.stderr)
@@ -57,14 +59,20 @@ def _serve(args: argparse.Namespace) -> int:
         nonlocal failed
         failed = server.should_exit = True
 
-    # "%s" keeps uvicorn from resetting the loggers that the engine client uses.
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings, give_up), host=settings.host, port=settings.port, log_level=settings.log_level,
-            access_log=False, timeout_graceful_shutdown=10,
-        )
+    configure_logging(settings.log_level, settings.log_format, "api")
+    try:
+        app = create_app(settings, give_up)
+    except TracingUnavailable as error:
+        print(f"stride serve: {error}", file=sys.stderr)
+        return 2
+    # What is left after draining are clients that do not read: they get no further seconds of the grace period.
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=1,
     )  # fmt: skip
+    server = DrainingServer(config, app.state.drain.run)
     server.run()
+    if server.signal is not None:
+        return 128 + server.signal
     return 0 if server.started and not failed else 3
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 
 class Settings(BaseSettings):
@@ -34,7 +41,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4 << 20, ge=1024)
     max_upload_bytes: int = Field(32 << 20, ge=1024, description="of a body with files, as pictures to change")
     max_n: int = Field(16, ge=1, description="outputs of one request")
+    drain_seconds: float = Field(25.0, ge=0, description="for running and queued requests to finish after SIGTERM")
+    drain_notice_seconds: float = Field(0.0, ge=0, description="listening and not ready after SIGTERM, at least")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector (OTLP over HTTP) for spans; also from OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+    log_format: Literal["human", "json"] = Field("human", description="of the lines on standard error")
 
     @classmethod
     def settings_customise_sources(
@@ -45,7 +58,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        standard = {"otlp_endpoint": endpoint} if (endpoint := os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")) else {}
+        last = InitSettingsSource(settings_cls, standard)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls), last
 
 
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:

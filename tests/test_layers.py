@@ -13,14 +13,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "service.api": {"service.engine", "service.settings", "service.metrics", "service"},
-    "service.engine": {"service.procedures", "service.workers", "service.settings"},
+    "service.api": {"service.engine", "service.settings", "service.metrics", "service.logs", "service"},
+    "service.engine": {"service.procedures", "service.workers", "service.settings", "service.logs"},
     "service.workers": {"service.models", "service.procedures", "kernels"},
     "service.models": {"service.procedures", "kernels"},
     "service.procedures": set(),
     "service.training": {"service.models", "service.procedures", "kernels"},
     "service.bench": set(),
     "service.settings": set(),
+    "service.logs": set(),
     "service.metrics": {"service.engine", "service"},
     "service": set(),
     "kernels": set(),

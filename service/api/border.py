@@ -1,61 +1,115 @@
-"""What every request passes first: an id and its time, a limit on its body, the API key."""
+"""What every request passes first: an id and its time, the API key, whether requests are taken, a limit on its body."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import secrets
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.call import Call
+from service.api.drain import Drain, ending, refusal
 from service.api.errors import ApiError
+from service.api.in_flight import InFlight
 from service.settings import Settings
 
 OPEN = ("/health", "/metrics", "/static/")
 """Beginnings of paths that need no key; nor does the playground at `/`, which asks for it and sends it on."""
+TRACE_HEADERS = (b"traceparent", b"tracestate")
 
 
 class Border:
-    """ASGI middleware. The id is sent as `X-Request-Id`; `refused` is told every status of an error below /v1."""
+    """ASGI middleware. The id is the client's `X-Request-Id` where that can be one, and is sent as such. `on_over` is told of
+    every call when all of it is over, `refused` every status of an error below /v1 when it is sent."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, refused: Callable[[int], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, in_flight: InFlight, drain: Drain, on_over: Callable[[Call], None],
+        refused: Callable[[int], None],
+    ) -> None:  # fmt: skip
         self._app = app
         self._settings = settings
+        self._in_flight = in_flight
+        self._drain = drain
+        self._on_over = on_over
         self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        own = f"req-{secrets.token_hex(12)}"
-        scope.setdefault("state", {}).update(id=own, arrived=time.monotonic())
+        call = self._call(scope)
+        scope.setdefault("state", {}).update(id=call.id, arrived=call.arrived, call=call)
 
         async def named_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message.setdefault("headers", []).append((b"x-request-id", own.encode()))
-                if message["status"] >= 400 and scope["path"].startswith("/v1/"):
-                    self._refused(message["status"])
+                self._begin_answer(call, message)
             await send(message)
 
+        try:
+            refused = self._refusal(call, scope)
+            if refused is not None:
+                await refused.response()(scope, receive, named_send)
+            else:
+                with self._in_flight.held(call) if call.works else nullcontext():
+                    await self._answered(call, scope, receive, named_send)
+        except Exception:
+            # The answer to a defect is made outside of this.
+            call.status, call.code = call.status or 500, "internal_error"
+            raise
+        finally:
+            route = scope.get("route")
+            call.route = getattr(route, "path", None)
+            call.answer_ended()
+
+    def _call(self, scope: Scope) -> Call:
+        headers = dict(scope["headers"])
+        task = asyncio.current_task()
+        assert task is not None
+        trace = {name.decode(): headers[name].decode("latin-1") for name in TRACE_HEADERS if name in headers}
+        own = self._in_flight.name(headers.get(b"x-request-id"))
+        works = scope["method"] == "POST"
+        return Call(own, scope["method"], scope["path"], time.monotonic(), task, self._over, trace, works)
+
+    def _over(self, call: Call) -> None:
+        self._in_flight.forget(call.id)
+        self._on_over(call)
+
+    def _begin_answer(self, call: Call, message: Message) -> None:
+        headers = message.setdefault("headers", [])
+        call.status = message["status"]
+        call.streamed = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+        headers.append((b"x-request-id", call.id.encode()))
+        if call.status >= 400 and call.path.startswith("/v1/"):
+            self._refused(call.status)
+        if self._drain.begun:
+            headers.append((b"connection", b"close"))
+
+    def _refusal(self, call: Call, scope: Scope) -> ApiError | None:
+        """Why it goes no further, seen from its head."""
+        headers = dict(scope["headers"])
         key = self._settings.api_key
         if key is not None and scope["path"] != "/" and not scope["path"].startswith(OPEN):
-            given = headers.get(b"authorization", b"")
-            scheme, _, secret = given.partition(b" ")
+            scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(secret.strip(), key.encode()):
-                error = ApiError(401, "missing or wrong API key: send Authorization: Bearer KEY", None, "invalid_api_key")
-                await error.response()(scope, receive, named_send)
-                return
-        uploads = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
-        limit = self._settings.max_upload_bytes if uploads else self._settings.max_body_bytes
-        too_large = ApiError(413, f"the body is larger than {limit} bytes", None, "body_too_large").response()
+                return ApiError(401, "missing or wrong API key: send Authorization: Bearer KEY", None, "invalid_api_key")
+        if call.works and self._drain.begun:
+            return refusal()
         length = headers.get(b"content-length", b"0")
+        limit = self._limit(scope)
         if not length.isdigit() or int(length) > limit:
-            await too_large(scope, receive, named_send)
-            return
-        received = 0
+            return ApiError(413, f"the body is larger than {limit} bytes", None, "body_too_large")
+        return None
+
+    def _limit(self, scope: Scope) -> int:
+        uploads = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/form-data")
+        return self._settings.max_upload_bytes if uploads else self._settings.max_body_bytes
+
+    async def _answered(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        limit, received = self._limit(scope), 0
 
         async def limited_receive() -> Message:
             nonlocal received
@@ -66,4 +120,10 @@ class Border:
                     raise HTTPException(413, f"the body is larger than {limit} bytes")
             return message
 
-        await self._app(scope, limited_receive, named_send)
+        try:
+            await self._app(scope, limited_receive, send)
+        except asyncio.CancelledError:
+            if not call.cut or call.status is not None:
+                raise
+            call.task.uncancel()
+            await ending().response()(scope, receive, send)

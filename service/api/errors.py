@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,7 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
+from service.api.call import Call
 from service.engine.client import EngineUnavailable, QueueFull
 from service.engine.messages import Failed
 from service.engine.validation import InvalidField
@@ -65,8 +68,21 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": "1"} if self.status in (429, 503) else {}
-        return JSONResponse(self.body(), self.status, headers)
+        return ErrorResponse(self, {"Retry-After": "1"} if self.status in (429, 503) else {})
+
+
+class ErrorResponse(JSONResponse):
+    """Tells the call that it answers what its error was."""
+
+    def __init__(self, error: ApiError, headers: Mapping[str, str]) -> None:
+        super().__init__(error.body(), error.status, headers)
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call | None = scope.get("state", {}).get("call")
+        if call is not None:
+            call.code = self._code
+        await super().__call__(scope, receive, send)
 
 
 def not_supported(param: str, instead: str = "") -> ApiError:
@@ -84,7 +100,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(EngineUnavailable)
     async def unavailable(_: Request, error: EngineUnavailable) -> JSONResponse:
-        return ApiError(503, str(error), None, "engine_unavailable").response()
+        return ApiError(503, str(error), None, error.code).response()
 
     @app.exception_handler(QueueFull)
     async def queue_full(_: Request, error: QueueFull) -> JSONResponse:

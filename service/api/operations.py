@@ -8,6 +8,7 @@ import msgspec
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from service.api.drain import refusal
 from service.api.errors import RESPONSES, ApiError
 from service.api.preparing import beside_the_loop
 from service.api.schemas import DetokenizeBody, TokenizeBody
@@ -104,6 +105,8 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", tags=["Operations"], summary="The engine answers and the models are loaded")
 @router.get("/health", tags=["Operations"], summary="The same as /health/ready")
 async def ready(service: ServiceDep) -> JSONResponse:
+    if service.drain.begun:
+        return refusal().response()
     if service.client.ready:
         return JSONResponse({"status": "ready", "models": list(service.client.models)})
     reason = service.client.failure or "the engine is starting"

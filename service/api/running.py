@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from service.api.call import Asked, Call, Output
 from service.api.errors import ApiError
 from service.api.service_state import Service
 from service.api.waiting import Waiting
@@ -25,14 +26,15 @@ class Job:
     """The outputs of one request. Output i is `<id>/<i>` in the engine."""
 
     def __init__(self, service: Service, request: Request, card: ModelCard, procedure: str, parameters: dict[str, Any]) -> None:
-        self.id: str = request.state.id
+        self._call: Call = request.state.call
+        self.id = self._call.id
         self.card = card
         self.procedure = procedure
         self.parameters = parameters
         self.seeds: list[int] = []
         self.prompts: list[list[int]] = []
         self._service = service
-        self._arrived: float = request.state.arrived
+        self._arrived = self._call.arrived
         self._open: set[str] = set()
         self._each = 1
         self._waiting = Waiting()
@@ -59,6 +61,7 @@ class Job:
         streams = self._service.client.submit(submits)
         if deadline is not None:
             self._service.metrics.hurried(self.card.name, len(submits))
+        self._call.submitted(Asked.of(self.card.name, self.procedure, works, self.seeds), len(streams))
         self._open = {stream.id for stream in streams}
         self._service.running[self.id] = [stream.id for stream in streams]
         self._tasks = [asyncio.create_task(self._pump(i, stream)) for i, stream in enumerate(streams)]
@@ -67,6 +70,7 @@ class Job:
         async for event in stream:
             self._count(index, event)
             if isinstance(event, Done | Failed):
+                self._call.ended(Output.of(index, event))
                 self._open.discard(stream.id)
                 if not self._open:
                     self._service.running.pop(self.id, None)

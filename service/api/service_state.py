@@ -14,6 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service import __version__
+from service.api.drain import Drain
 from service.api.errors import ApiError
 from service.api.text import TextCodec
 from service.api.trials import Trials
@@ -32,6 +33,7 @@ class Service:
     settings: Settings
     client: EngineClient
     metrics: Metrics
+    drain: Drain
     running: dict[str, list[str]] = field(default_factory=dict)
     _trials: dict[str, Trials] = field(default_factory=dict)
     _loading: list[asyncio.Task[None]] = field(default_factory=list)

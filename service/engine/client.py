@@ -47,7 +47,11 @@ PICTURE_BYTES = 1 << 30
 
 
 class EngineUnavailable(Exception):
-    """The engine is starting, away or shutting down."""
+    """The engine is starting, away or shutting down; `code` is OpenAI's."""
+
+    def __init__(self, message: str, code: str = "engine_unavailable") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class QueueFull(Exception):
@@ -98,6 +102,7 @@ class EngineClient:
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._stopping = False
+        self._ended: EngineUnavailable | None = None
 
     async def start(self) -> None:
         """Start the engine process; `ready` becomes true when its models are loaded."""
@@ -106,6 +111,10 @@ class EngineClient:
     async def stop(self) -> None:
         """Ask the engine to leave; after 10 s it is killed. Open streams end as cancelled or failed."""
         self._stopping = True
+        if not self.ready and self._process is not None:
+            # It loads its models, and does not listen before it has them.
+            with suppress(ProcessLookupError):
+                self._process.kill()
         self.ready = False
         self._send(Shutdown())
         if self._supervisor is not None:
@@ -137,6 +146,8 @@ class EngineClient:
 
     def submit(self, submits: list[Submit]) -> list[EngineStream]:
         """Hand over all of these, or none. Raises EngineUnavailable or QueueFull."""
+        if self._ended is not None:
+            raise self._ended
         if not self.ready:
             raise EngineUnavailable("the engine is not ready")
         if len(self._streams) + len(submits) > self.room:
@@ -159,6 +170,13 @@ class EngineClient:
         self._send(Finish(request_id, reason))
         return True
 
+    def end_all(self, code: str, message: str) -> None:
+        """Everything in flight fails with this, and nothing is taken any more."""
+        self._ended = EngineUnavailable(message, code)
+        for request_id in self._streams:
+            self._send(Finish(request_id))
+        self._fail_all(code, message)
+
     def _send(self, message: ToEngine) -> None:
         self._send_bytes(self._encoder.encode(message))
 
@@ -177,7 +195,7 @@ class EngineClient:
                 self.ready = False
                 self._outbox = None
                 shutil.rmtree(directory, ignore_errors=True)
-                self._fail_all()
+                self._fail_all("engine_unavailable", "the engine went away; the request can be sent again")
             if self._stopping:
                 return
             if code == MODEL_ERROR_EXIT:
@@ -238,10 +256,10 @@ class EngineClient:
                 if stream is not None:
                     stream.put(event)
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, code: str, message: str) -> None:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream.put(Failed(stream.id, 503, "engine_unavailable", "the engine went away; the request can be sent again"))
+            stream.put(Failed(stream.id, 503, code, message))
 
 
 def _pictures(submit: Submit) -> int:

@@ -73,6 +73,7 @@ def _say(answer: str) -> None:
 def main() -> None:
     folder, vocab_size, *eos_token_ids = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front end ends this process, by closing its input
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(STACK_BYTES)
     thread = threading.Thread(target=serve, args=(folder, int(vocab_size), list(map(int, eos_token_ids))))

@@ -18,6 +18,7 @@ import zmq
 from service.engine.assembly import ModelError, build_engine
 from service.engine.loop import Engine
 from service.engine.messages import FromEngine, Ready, Shutdown, ToEngine
+from service.logs import configure_logging
 from service.settings import Settings
 
 GAUGE_SECONDS = 0.25
@@ -45,8 +46,6 @@ class EngineProcess:
         self._running = True
 
     def run(self) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_running", False))
         self._send([Ready([served.card for served in self._engine.models.values()])])
         gauged, idle = 0.0, False
         while self._running and os.getppid() == self._parent:
@@ -86,8 +85,11 @@ class EngineProcess:
 
 def main() -> int:
     directory, settings_json = sys.argv[1:]
+    # A terminal and a service manager send these to every process of a group: only the front end knows what is to be finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     settings = Settings.model_validate_json(settings_json)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(settings.log_level, settings.log_format, "engine")
     try:
         engine = build_engine(settings)
     except ModelError as error:

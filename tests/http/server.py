@@ -40,7 +40,7 @@ class Server:
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self._log.read_text()
         try:
-            return httpx.get(self.url + "/health/ready").status_code == 200
+            return httpx.get(self.url + "/health/ready", timeout=60).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -58,7 +58,7 @@ class Server:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all samples of a metric that carry these labels."""
         total = 0.0
-        for line in httpx.get(self.url + "/metrics").text.splitlines():
+        for line in httpx.get(self.url + "/metrics", timeout=60).text.splitlines():
             found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
             if found and all(f'{key}="{value}"' in (found[1] or "") for key, value in labels.items()):
                 total += float(found[2])
