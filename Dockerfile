@@ -1,35 +1,75 @@
-FROM python:3.12-slim AS build
+# docker build --target cpu .      processors, with or without AVX-512
+# docker build --target cuda .     NVIDIA GPUs; the default
 
-# An address here lets pip find a torch without CUDA libraries; empty means the default index alone.
-ARG PIP_EXTRA_INDEX_URL=""
+# Of the package: `images` for pipelines, `tracing` for spans.
+ARG EXTRAS="images,tracing"
+
+FROM python:3.12-slim AS tools
+# The Debian release of the base image is its maintainers' choice, and so is the compiler's version.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/stride
 ENV PATH="/opt/stride/bin:$PATH"
+
 # The biggest dependency in a layer of its own, which a change of the source leaves alone.
+FROM tools AS torch-cpu
+ARG TORCH_INDEX_URL="https://download.pytorch.org/whl/cpu"
+RUN pip install --index-url "$TORCH_INDEX_URL" "torch>=2.11,<2.14"
+
+FROM tools AS torch-cuda
 RUN pip install "torch>=2.11,<2.14"
+
+# The kernels for processors are compiled here for all that have AVX-512 with bfloat16; whether one has, is seen when it starts.
+FROM torch-cpu AS build-cpu
+ARG EXTRAS
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY kernels ./kernels
 COPY service ./service
-RUN pip install .
+# The project itself has no version to pin.
+# hadolint ignore=DL3013
+RUN pip install ".[$EXTRAS]"
+WORKDIR /
+RUN python -m kernels.cpu --portable
 
-FROM python:3.12-slim
+FROM torch-cuda AS build-cuda
+ARG EXTRAS
+WORKDIR /src
+COPY pyproject.toml README.md ./
+COPY kernels ./kernels
+COPY service ./service
+# The project itself has no version to pin.
+# hadolint ignore=DL3013
+RUN pip install ".[$EXTRAS]"
+WORKDIR /
+RUN python -m kernels.cpu --portable
 
-# The CPU kernels are compiled for the processor that runs them, once, when the first server starts there.
-RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-COPY --from=build /opt/stride /opt/stride
+FROM python:3.12-slim AS runtime
 ENV PATH="/opt/stride/bin:$PATH" \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    XDG_CACHE_HOME=/tmp/cache \
     MPLCONFIGDIR=/tmp/matplotlib \
     STRIDE_HOST=0.0.0.0 \
-    STRIDE_PORT=8000
-RUN useradd --system --uid 10001 --create-home stride
-USER stride
+    STRIDE_PORT=8000 \
+    STRIDE_LOG_FORMAT=json
+RUN groupadd --system --gid 10001 stride && useradd --system --uid 10001 --gid stride --create-home stride
 WORKDIR /home/stride
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ['STRIDE_PORT']}/health/ready\", timeout=4)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["stride"]
 CMD ["serve"]
+
+FROM runtime AS cpu
+COPY --from=build-cpu /opt/stride /opt/stride
+USER 10001:10001
+
+FROM runtime AS cuda
+ENV STRIDE_DEVICE=cuda
+COPY --from=build-cuda /opt/stride /opt/stride
+USER 10001:10001

@@ -1,7 +1,8 @@
 """The C++ kernels, compiled for this processor when they are first needed and kept in a cache folder.
 
 They need g++ and a processor with AVX-512 and its bfloat16 and byte instructions; without either, `library()` is None
-and callers use plain torch. `python -m kernels.cpu` compiles ahead of time.
+and callers use plain torch. `python -m kernels.cpu` compiles ahead of time. Where there will be no compiler, as in a
+container, `python -m kernels.cpu --portable` leaves a library beside the sources, for any processor with the instructions.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from pathlib import Path
 log = logging.getLogger("stride.kernels")
 
 SOURCES = Path(__file__).parent
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512vbmi"}
-FLAGS = ["-O3", "-march=native", "-std=c++17", "-pthread", "-shared", "-fPIC", "-fno-math-errno"]
+NEEDED = {"avx512f", "avx512bw", "avx512cd", "avx512vl", "avx512dq", "avx512_bf16", "avx512vbmi"}
+FLAGS = ["-O3", "-std=c++17", "-pthread", "-shared", "-fPIC", "-fno-math-errno"]
+NATIVE = ["-march=native"]
+PORTABLE = ["-march=x86-64-v4", "-mavx512bf16", "-mavx512vbmi"]
+"""Nothing beyond NEEDED: x86-64-v4 is AVX-512 with f, bw, cd, dq and vl."""
 COMPILE_SECONDS = 300
 
 
@@ -44,15 +48,36 @@ def supported() -> bool:
     return set(processor().split()) >= NEEDED
 
 
+def portable_library() -> Path:
+    """Where the library for any processor that has what is NEEDED lies, if it was compiled from these sources."""
+    return SOURCES / f"portable-{_digest(PORTABLE)}.so"
+
+
 def compile_library() -> Path:
-    """The compiled library's path; compiles unless the cache has it for these sources, flags and processor.
+    """The compiled library's path: the portable one where there is one; else it compiles, unless the cache has it for these
+    sources, flags and processor.
 
     Raises RuntimeError when there is no compiler or it fails.
     """
+    portable = portable_library()
+    if portable.is_file():
+        return portable
+    return _compiled(NATIVE, cache_folder() / f"cpu-{_digest(NATIVE, processor())}.so")
+
+
+def compile_portable() -> Path:
+    """The same for any processor with the instructions, which this one need not have."""
+    return _compiled(PORTABLE, portable_library())
+
+
+def _digest(target: list[str], processor: str = "") -> str:
     digest = hashlib.blake2b(digest_size=12)
-    for part in (processor(), *FLAGS, *(path.read_text() for path in sorted(SOURCES.glob("*.[ch]*")))):
+    for part in (processor, *target, *FLAGS, *(path.read_text() for path in sorted(SOURCES.glob("*.[ch]*")))):
         digest.update(part.encode())
-    path = cache_folder() / f"cpu-{digest.hexdigest()}.so"
+    return digest.hexdigest()
+
+
+def _compiled(target: list[str], path: Path) -> Path:
     if path.is_file():
         return path
     compiler = shutil.which("g++") or shutil.which("c++")
@@ -62,7 +87,7 @@ def compile_library() -> Path:
     log.info("compiling the CPU kernels into %s, once", path)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         fresh = Path(folder) / path.name
-        command = [compiler, *FLAGS, "-o", str(fresh), *map(str, sorted(SOURCES.glob("*.cpp")))]
+        command = [compiler, *target, *FLAGS, "-o", str(fresh), *map(str, sorted(SOURCES.glob("*.cpp")))]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
         except subprocess.CalledProcessError as error:
