@@ -33,7 +33,8 @@ COPY service ./service
 # hadolint ignore=DL3013
 RUN pip install ".[$EXTRAS]"
 WORKDIR /
-RUN python -m kernels.cpu --portable
+RUN python -m kernels.cpu --portable \
+    && pip uninstall --quiet --yes pip
 
 FROM torch-cuda AS build-cuda
 ARG EXTRAS
@@ -45,18 +46,23 @@ COPY service ./service
 # hadolint ignore=DL3013
 RUN pip install ".[$EXTRAS]"
 WORKDIR /
-RUN python -m kernels.cpu --portable
+# And what Triton would compile when it first launches a kernel.
+RUN python -m kernels.cpu --portable \
+    && python -m kernels.triton_bridge /opt/stride/triton \
+    && pip uninstall --quiet --yes pip
 
 FROM python:3.12-slim AS runtime
 ENV PATH="/opt/stride/bin:$PATH" \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    XDG_CACHE_HOME=/tmp/cache \
     MPLCONFIGDIR=/tmp/matplotlib \
     STRIDE_HOST=0.0.0.0 \
     STRIDE_PORT=8000 \
     STRIDE_LOG_FORMAT=json
-RUN groupadd --system --gid 10001 stride && useradd --system --uid 10001 --gid stride --create-home stride
+# A volume that is mounted on an empty folder gets its owner.
+RUN groupadd --system --gid 10001 stride \
+    && useradd --system --uid 10001 --gid stride --create-home stride \
+    && install --directory --owner stride --group stride /home/stride/.cache
 WORKDIR /home/stride
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
@@ -70,6 +76,8 @@ COPY --from=build-cpu /opt/stride /opt/stride
 USER 10001:10001
 
 FROM runtime AS cuda
-ENV STRIDE_DEVICE=cuda
+ENV STRIDE_DEVICE=cuda \
+    CC=/opt/stride/triton/cc \
+    TRITON_CACHE_DIR=/tmp/triton
 COPY --from=build-cuda /opt/stride /opt/stride
 USER 10001:10001
