@@ -6,16 +6,20 @@ import torch
 from torch import Tensor
 
 from kernels import cpu
+from kernels.dispatch import triton_for
 from kernels.token_sampling import reference
 from kernels.token_sampling.adjust import add_bias, apply_bitmask, penalise, plain_logprobs
+from kernels.token_sampling.kinds import EVERY_KIND, Kinds
 from kernels.token_sampling.reference import COLDEST
 
-__all__ = ["COLDEST", "add_bias", "apply_bitmask", "draw_tokens", "penalise", "plain_logprobs", "spread"]
+__all__ = [
+    "COLDEST", "EVERY_KIND", "Kinds", "add_bias", "apply_bitmask", "draw_tokens", "penalise", "plain_logprobs", "spread"
+]  # fmt: skip
 
 
 def draw_tokens(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, numbers: Tensor,
-    purpose: int, threads: int = 1,
+    purpose: int, threads: int = 1, kinds: Kinds = EVERY_KIND,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One token a row, and its probability under the plain softmax of the logits.
 
@@ -26,8 +30,13 @@ def draw_tokens(
     (`kernels.philox`), not on the logits: two models that are given the same numbers draw the same token with probability
     at least (1 - d) / (1 + d) at a total variation d of what they say (Daliri, Musco and Suresh, arXiv 2408.07978).
     The filters apply in the order top-k, top-p, min-p, each to the distribution at the row's temperature, as in vLLM and
-    transformers. `threads` are for the CPU kernel, which draws rows in parallel.
+    transformers. `threads` are for the CPU kernel, which draws rows in parallel; `kinds` spares a GPU what no row needs.
     """
+    if triton_for(logits):
+        from kernels.token_sampling.triton_draw import draw
+
+        drawn = draw(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose, kinds)
+        return drawn.token, drawn.confidence
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and cpu.library() is not None:
         return cpu.draw_tokens(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose, threads)
     return reference.draw_tokens(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose)
@@ -41,6 +50,11 @@ def spread(logits: Tensor, temperature: Tensor, threads: int = 1) -> tuple[Tenso
     as if it were 1. Neither knows of top-k, top-p and min-p.
     """
     scale = torch.where(temperature < reference.COLDEST, torch.ones_like(temperature), temperature)
+    if triton_for(logits):
+        from kernels.token_sampling.triton_draw import measure
+
+        measured = measure(logits, scale)
+        return measured.entropy, measured.margin
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and cpu.library() is not None:
         return cpu.spread(logits, scale, threads)
     return reference.spread(logits, scale)

