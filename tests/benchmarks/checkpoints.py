@@ -91,12 +91,12 @@ SHAPES = {
 """stories15M's, SmolLM2-135M's and Qwen3-0.6B's, the first two with Qwen3's norms of queries and keys."""
 
 
-def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """A model folder with random weights. Their scale lets every layer count: with small ones a tied head would only
-    repeat the last token, and an engine that computes a layer wrongly would not be found out."""
+def write_checkpoint(folder: Path, shape: Shape, seed: int = 0, device: str = "cpu") -> Path:
+    """A model folder with random weights, drawn on `device`. Their scale lets every layer count: with small ones a tied head
+    would only repeat the last token, and an engine that computes a layer wrongly would not be found out."""
     folder.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(seed)
-    weights = {name: _random(name, size, generator) for name, size in shape.tensors()}
+    generator = torch.Generator(device).manual_seed(seed)
+    weights = {name: _random(name, size, generator).cpu() for name, size in shape.tensors()}
     (folder / "config.json").write_text(json.dumps(shape.config(), indent=1))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
     byte_tokenizer(shape.vocab).save(str(folder / "tokenizer.json"))
@@ -106,9 +106,9 @@ def write_checkpoint(folder: Path, shape: Shape, seed: int = 0) -> Path:
 
 def _random(name: str, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     if len(size) == 1:
-        return (1 + 0.1 * torch.randn(size, generator=generator)).bfloat16()
+        return (1 + 0.1 * torch.randn(size, generator=generator, device=generator.device)).bfloat16()
     scale = 0.05 if "embed" in name else size[1] ** -0.5
-    return (scale * torch.randn(size, generator=generator)).bfloat16()
+    return (scale * torch.randn(size, generator=generator, device=generator.device)).bfloat16()
 
 
 def byte_tokenizer(vocab: int) -> Tokenizer:

@@ -14,13 +14,13 @@ import torch
 from tests.benchmarks.contestant import Prompt, Stream, Unavailable
 
 
-def _transformers(folder: Path, threads: int, dtype: torch.dtype) -> Any:
+def _transformers(folder: Path, threads: int, dtype: torch.dtype, device: str = "cpu") -> Any:
     from transformers import AutoModelForCausalLM, logging
 
     torch.set_num_threads(threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval().to(device)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
@@ -52,8 +52,8 @@ class TransformersContinuous:
     """Continuous batching, its manager started before the clock; pages and their number are chosen to fit the load, as the
     default reserves most of the machine's memory."""
 
-    def __init__(self, folder: Path, threads: int, sequences: int, length: int) -> None:
-        self._model = _transformers(folder, threads, torch.bfloat16)
+    def __init__(self, folder: Path, threads: int, sequences: int, length: int, device: str = "cpu") -> None:
+        self._model = _transformers(folder, threads, torch.bfloat16, device)
         self._pages = sequences * (length // 64 + 2)
 
     def generate(self, prompts: Sequence[Prompt], count: int) -> list[Stream]:
@@ -85,6 +85,42 @@ class TransformersContinuous:
     def _stream(result: Any, began: float) -> Stream:
         times, tokens = result.timestamps, tuple(result.generated_tokens)
         return Stream(times[0] - began, times[-1] - began, len(tokens), tokens)
+
+
+class StaticLoop:
+    """One batch with transformers' static cache: the forward of a decode step compiled, with CUDA graphs on a GPU. All prompts
+    have one length, and a shape of batch compiles once, when it is first asked."""
+
+    def __init__(
+        self, folder: Path, threads: int, sequences: int, length: int, device: str = "cpu", compiled: bool = True
+    ) -> None:
+        from transformers import StaticCache
+
+        self._model, self._device = _transformers(folder, threads, torch.bfloat16, device), device
+        self._cache = StaticCache(self._model.config, max_cache_len=length)
+        self._step = torch.compile(self._model.forward, mode="reduce-overhead") if compiled else self._model.forward
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], count: int) -> list[Stream]:
+        began = time.perf_counter()
+        self._cache.reset()
+        tokens = torch.tensor([prompt.tokens for prompt in prompts], device=self._device)
+        logits = self._model(tokens, past_key_values=self._cache, logits_to_keep=1).logits
+        position, last = torch.full((1,), tokens.shape[1], device=self._device), logits[:, -1:].argmax(-1)
+        rows = [last]
+        self._wait()
+        first = time.perf_counter() - began
+        for _ in range(count - 1):
+            out = self._step(last, past_key_values=self._cache, position_ids=position[None])
+            last = out.logits[:, -1:].argmax(-1).clone()
+            rows.append(last)
+            position += 1
+        chosen = torch.cat(rows, 1).tolist()
+        return [Stream(first, time.perf_counter() - began, count, tuple(row)) for row in chosen]
+
+    def _wait(self) -> None:
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
