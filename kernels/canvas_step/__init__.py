@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.canvas_step import reference
 from kernels.dispatch import triton_for
-from kernels.token_sampling import EVERY_KIND, Kinds, draw_tokens, spread
+from kernels.token_sampling import COLDEST, EVERY_KIND, Kinds, draw_tokens, spread
 
 __all__ = ["LONGEST", "Readings", "Rule", "Selection", "read", "select"]
 
@@ -43,8 +43,8 @@ class Rule(IntEnum):
 
 @dataclass(frozen=True)
 class Readings:
-    """What was read, a row each: drawn token int64, its plain probability, and where asked entropy in nats, margin and the
-    likeliest token."""
+    """What was read: of all rows the token drawn, int64 [W], and its plain probability, float32; of the rows that were asked,
+    [A], entropy in nats and margin, float32, and the likeliest token."""
 
     token: Tensor
     confidence: Tensor
@@ -65,23 +65,29 @@ class Selection:
 
 
 def read(
-    logits: Tensor, temperature: Tensor, warmth: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
-    numbers: Tensor, purpose: int, threads: int = 1, kinds: Kinds = EVERY_KIND,
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor, numbers: Tensor,
+    purpose: int, asked: Tensor, warmth: Tensor, threads: int = 1, kinds: Kinds = EVERY_KIND,
 ) -> Readings:  # fmt: skip
-    """`draw_tokens` and `spread` of the same logits float32 [W, V]: on a GPU in one pass. `warmth` float32 [W], above 0, is the
-    temperature of the entropy; the rest as in `draw_tokens`."""
+    """`draw_tokens` of all rows of logits float32 [W, V], and `spread` of the rows `asked` int64 [A] with their likeliest
+    tokens: on a GPU in one pass. `warmth` float32 [A] is the temperature of the entropies, as in `spread`; the rest as
+    in `draw_tokens`."""
     if triton_for(logits):
         from kernels.token_sampling.triton_draw import draw
 
-        drawn = draw(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose, kinds, warmth)
-        return Readings(drawn.token, drawn.confidence, drawn.entropy, drawn.margin, drawn.likeliest)
+        warm = torch.where(warmth < COLDEST, 1.0, warmth)
+        warmths = torch.ones(len(logits), device=logits.device).index_copy(0, asked, warm)
+        drawn = draw(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose, kinds, warmths)
+        spreads = (column[asked] for column in (drawn.entropy, drawn.margin, drawn.likeliest))
+        return Readings(drawn.token, drawn.confidence, *spreads)
     token, confidence = draw_tokens(logits, temperature, top_k, top_p, min_p, seeds, numbers, purpose, threads)
-    return Readings(token, confidence, *spread(logits, warmth, threads), logits.argmax(-1))
+    own = logits[asked]
+    return Readings(token, confidence, *spread(own, warmth, threads), own.argmax(-1))
 
 
 def select(canvas: Tensor, reading: Tensor, readings: Readings, selection: Selection) -> Tensor:
     """Chooses positions and writes their tokens into `canvas` int64 [C, L]. `reading` int64 [C, L] says which row of the
-    readings belongs to a position, -1 where none was read: it is not chosen. Returns what was chosen, bool [C, L].
+    readings belongs to a position, -1 where none was read: it is not chosen. All rows were asked for their spread. Returns
+    what was chosen, bool [C, L].
 
     Decisions are made in float64, as by `service.procedures.unmasking` from the same numbers; sums of entropies are added in
     another order, which decides otherwise only where one is within rounding, some 1e-15, of its bound. Raises ValueError

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.token_sampling import COLDEST, Kinds, add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs, spread
+from kernels import canvas_step
+from kernels.token_sampling import COLDEST, Kinds, add_bias, apply_bitmask, draw_tokens, penalise, plain_logprobs
 from service.procedures.types import TokenRow
 from service.workers.pending import fetched
 from service.workers.purposes import TOKEN_DRAW
@@ -68,9 +69,23 @@ class TokenReader:
         draws = [draw.heated(move.rows[-1].heat) for move in moves for draw in move.every_draw()]
         plain = logits.clone() if any(draw.logprobs is not None for draw in draws) else logits
         numbers = [_draw_number(row, offset) for row in (move.rows[-1] for move in moves) for offset in row.wanted]
-        chosen, confidence = self._draw(draws, logits, numbers)
-        likelihoods, spread = self._likelihoods(draws, plain, chosen), self._spread(moves, logits)
+        chosen, confidence, spread = self._draw_and_measure(moves, draws, logits, numbers)
+        likelihoods = self._likelihoods(draws, plain, chosen)
         return Drawn(fetched(finite), fetched(chosen), fetched(confidence), likelihoods, spread), chosen
+
+    def _draw_and_measure(
+        self, moves: Sequence[TokenMove], draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Spread | None]:
+        """Tokens and their plain probabilities, and how sure the network was where a row asked for that."""
+        asked = [(move.rows[-1], draw) for move in moves for draw in move.every_draw()]
+        rows = [i for i, (row, _) in enumerate(asked) if row.spread]
+        if not rows:
+            return *self._draw(draws, logits, numbers), None
+        self._adjust(draws, numbers, logits)
+        (index,), (warmths,) = staged(self.device, [rows], [[warmth(asked[i][1], asked[i][0].heat) for i in rows]])
+        columns = self._columns(draws, numbers)
+        read = canvas_step.read(logits, *columns, TOKEN_DRAW, index, warmths, self._threads.every, _kinds(draws))
+        return read.token, read.confidence, Spread(rows, *map(fetched, (read.entropy, read.margin, read.likeliest)))
 
     def guess(
         self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int], widths: Sequence[int]
@@ -89,22 +104,25 @@ class TokenReader:
 
     def _draw(self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """One token a row of the logits, which are changed, and its plain probability."""
-        logits[:, self._never] = float("-inf")
-        self._adjust(draws, [number & 0xFFFFFFFF for number in numbers], logits)
+        self._adjust(draws, numbers, logits)
         return self._choose(draws, logits, numbers)
 
     def _choose(self, draws: Sequence[Draws], logits: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return draw_tokens(logits, *self._columns(draws, numbers), TOKEN_DRAW, self._threads.every, _kinds(draws))
+
+    def _columns(self, draws: Sequence[Draws], numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """How every row is drawn, in the order in which `draw_tokens` takes it."""
         (top_k, seeds, places), (temperature, top_p, min_p) = staged(
             self.device,
             [[draw.top_k for draw in draws], [draw.seed for draw in draws], numbers],
             [[draw.temperature for draw in draws], [draw.top_p for draw in draws], [draw.min_p for draw in draws]],
         )
-        return draw_tokens(
-            logits, temperature, top_k, top_p, min_p, seeds, places, TOKEN_DRAW, self._threads.every, _kinds(draws)
-        )  # fmt: skip
+        return temperature, top_k, top_p, min_p, seeds, places
 
-    def _adjust(self, draws: Sequence[Draws], positions: Sequence[int], logits: Tensor) -> None:
-        """Penalties, biases and grammars, each for all the rows that have them at once."""
+    def _adjust(self, draws: Sequence[Draws], numbers: Sequence[int], logits: Tensor) -> None:
+        """What is never drawn, penalties, biases and grammars, each for all the rows that have them at once."""
+        logits[:, self._never] = float("-inf")
+        positions = [number & 0xFFFFFFFF for number in numbers]
         penalised = [(i, draw.penalties) for i, draw in enumerate(draws) if draw.penalties is not None]
         if penalised:
             sizes = [len(penalty.seen.tokens) for _, penalty in penalised]
@@ -136,17 +154,6 @@ class TokenReader:
         most = max(count for _, count in asked)
         told = plain_logprobs(plain, row, chosen[row], most, self._never)
         return Likelihoods(asked, *map(fetched, told))
-
-    def _spread(self, moves: Sequence[TokenMove], logits: Tensor) -> Spread | None:
-        """Of the draws whose row asked."""
-        asked = [(move.rows[-1], draw) for move in moves for draw in move.every_draw()]
-        rows = [i for i, (row, _) in enumerate(asked) if row.spread]
-        if not rows:
-            return None
-        (index,), (temperature,) = staged(self.device, [rows], [[warmth(asked[i][1], asked[i][0].heat) for i in rows]])
-        own = logits[index]
-        entropy, margin = spread(own, temperature, self._threads.every)
-        return Spread(rows, *map(fetched, (entropy, margin, own.argmax(-1))))
 
     def _array(self, values: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
         return to_device(values, self.device).to(dtype=dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tests.kernels.interpreter  # noqa: F401
 from kernels.dispatch import prefer_triton
 from tests.benchmarks import gpu
 from tests.benchmarks.agreement import TOLERANCE, largest_gap

@@ -132,9 +132,10 @@ def test_reading_gives_what_drawing_and_measuring_give() -> None:
     fill = lambda value: torch.full((3,), value, device=ON)  # noqa: E731
     warmth = torch.tensor([1.0, 0.5, 2.0], device=ON)
     columns = fill(0), fill(1.0), fill(0.1), torch.arange(3, device=ON), torch.arange(3, device=ON), 4
-    got = canvas_step.read(logits, fill(0.9), warmth, *columns)
+    asked = torch.tensor([2, 0], device=ON)
+    got = canvas_step.read(logits, fill(0.9), *columns, asked, warmth[asked])
     token, confidence = draw_tokens(logits, fill(0.9), *columns)
-    entropy, margin = reference.spread(logits, warmth)
-    assert torch.equal(got.token, token) and torch.equal(got.likeliest, logits.argmax(-1))
+    entropy, margin = reference.spread(logits[asked], warmth[asked])
+    assert torch.equal(got.token, token) and torch.equal(got.likeliest, logits[asked].argmax(-1))
     for ours, theirs in ((got.confidence, confidence), (got.entropy, entropy), (got.margin, margin)):
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)

@@ -35,9 +35,11 @@ def _ours(logits: Tensor, canvases: int, length: int, selection: Selection) -> T
     rows, device = canvases * length, logits.device
     fill = partial(torch.full, (rows,), device=device)
     zero, one = fill(0), fill(1.0)
-    readings = read(logits, fill(0.0), one, zero, one, fill(0.0), zero, zero, 1, kinds=Kinds(drawn=False))
+    everything = torch.arange(rows, device=device)
+    greedy = Kinds(drawn=False)
+    readings = read(logits, fill(0.0), zero, one, fill(0.0), zero, zero, 1, everything, one, kinds=greedy)
     canvas = torch.full((canvases, length), -1, device=device)
-    select(canvas, torch.arange(rows, device=device).view(canvases, length), readings, selection)
+    select(canvas, everything.view(canvases, length), readings, selection)
     return canvas
 
 
