@@ -71,9 +71,14 @@ def select(
     padded = max(16, triton.next_power_of_2(length))
     select_kernel[(count,)](
         canvas, reading.contiguous(), token, confidence, entropy, margin, rule.int(), value.double(), due.int(),
-        leftmost.to(torch.int8), chosen, length, LENGTH=padded, TILE=16, num_warps=_warps(padded),
+        leftmost.to(torch.int8), chosen, length, LENGTH=padded, TILE=_tile(padded), num_warps=_warps(padded),
     )  # fmt: skip
     return chosen.bool()
+
+
+def _tile(padded: int) -> int:
+    """Positions that all are compared with at a time, as many as registers hold."""
+    return 16 if padded <= 256 else 4
 
 
 def _warps(padded: int) -> int:
@@ -86,5 +91,6 @@ _SELECT = {
     "LENGTH": "constexpr", "TILE": "constexpr",
 }  # fmt: skip
 AOT = [
-    Instance(select_kernel, _SELECT, {"LENGTH": length, "TILE": 16}, {"num_warps": _warps(length)}) for length in (16, 256, 1024)
+    Instance(select_kernel, _SELECT, {"LENGTH": length, "TILE": _tile(length)}, {"num_warps": _warps(length)})
+    for length in (16, 256, 1024)
 ]
