@@ -26,7 +26,7 @@ def compared(name: str, ours: Result, theirs: Result, tolerance: float) -> None:
     if ours is None or theirs is None:
         return
     pair = [(each,) if isinstance(each, torch.Tensor) else each for each in (ours, theirs)]
-    for one, other in zip(*pair, strict=True):
+    for one, other in zip(*([one for one in each if one is not None] for each in pair), strict=True):
         torch.testing.assert_close(
             one, other, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text: f"{name}: {text}"
         )  # fmt: skip
