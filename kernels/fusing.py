@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,16 @@ def fuses(x: Tensor, *others: Tensor | None) -> bool:
     if not triton_for(x) or torch._C._are_functorch_transforms_active():
         return False
     return not (torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (x, *others)))
+
+
+def widens(weight: Tensor) -> bool:
+    """Whether Triton knows the weight's numbers where it lies: fp8 is for GPUs from Ada and Hopper on."""
+    return weight.dtype != torch.float8_e4m3fn or weight.device.type != "cuda" or _knows_fp8(weight.device)
+
+
+@cache
+def _knows_fp8(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def rows_of(x: Tensor) -> Tensor:

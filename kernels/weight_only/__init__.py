@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.fusing import fuses
+from kernels.fusing import fuses, widens
 from kernels.weight_only import reference
 
 __all__ = ["DTYPES", "MOST_ROWS", "fits", "weight_only"]
@@ -19,9 +19,9 @@ MOST_ROWS = 64
 """With more, a product is no longer bound by reading its weights: widening them once and multiplying by a library is faster."""
 
 
-def fits(x: Tensor) -> bool:
-    """Whether the kernel is to run on activations x [..., in]: few enough rows, where Triton runs."""
-    return fuses(x) and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel is to run on activations x [..., in]: few enough rows, where Triton runs and knows such weights."""
+    return fuses(x) and 0 < x.numel() <= MOST_ROWS * x.shape[-1] and widens(weight)
 
 
 def weight_only(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,7 +36,7 @@ def weight_only(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
         raise ValueError(f"weight must be int8 or float8_e4m3fn, not {weight.dtype}")
     if x.shape[-1] != size or scale.shape != (out,):
         raise ValueError(f"x {list(x.shape)}, weight {list(weight.shape)} and scale {list(scale.shape)} do not fit")
-    if fits(x):
+    if fits(x, weight):
         from kernels.weight_only.triton_kernel import weight_only as fused
 
         return fused(x, weight, scale, bias)

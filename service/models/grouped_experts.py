@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from kernels.fusing import widens
 from kernels.grouped_product import ExpertMatrices, Routing, grouped_product
 from kernels.swiglu import ACTIVATIONS, gated
 from service.models.weight_only import Fp8Linear, Int8Linear, WeightOnlyLinear
@@ -38,8 +39,10 @@ class GroupedExperts:
 
     @staticmethod
     def takes(expert: Expert) -> bool:
-        """Whether the expert's layers compute nothing but their products: they are not tiled, say."""
-        return type(expert.entering) in KINDS and type(expert.down_proj) in KINDS
+        """Whether the expert's layers compute nothing but their products (they are not tiled, say), of numbers that the kernel
+        knows on their device."""
+        alike = type(expert.entering) in KINDS and type(expert.down_proj) in KINDS
+        return alike and widens(_tensor(expert.down_proj, "weight"))
 
     def are_at(self, first: Expert, last: Expert) -> bool:
         """Whether the experts, of which these are two, still have their numbers where they were found."""
@@ -50,7 +53,7 @@ class GroupedExperts:
         routing = Routing(chosen, self._entering.count)
         hidden = grouped_product(x, self._entering, routing)
         hidden = gated(hidden, self._activation) if self._is_gated else ACTIVATIONS[self._activation](hidden)
-        return grouped_product(hidden, self._leaving, routing, weights).view(*chosen.shape, -1).sum(dim=1)
+        return grouped_product(hidden, self._leaving, routing, weights).unflatten(0, chosen.shape).sum(dim=1)
 
 
 def _matrices(layers: Sequence[nn.Module | None]) -> ExpertMatrices:

@@ -35,7 +35,7 @@ class WeightOnlyLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if fits(x):
+        if fits(x, self.weight):
             return weight_only(x, self.weight, self.scale, self.bias)
         product = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         return product if self.bias is None else product + self.bias

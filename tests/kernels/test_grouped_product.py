@@ -68,6 +68,16 @@ def test_larger_tiles_agree_too(device: torch.device) -> None:
     hold(matrices(3, 33, 40, torch.bfloat16, torch.bfloat16, device), chosen, torch.bfloat16)
 
 
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(1, 70), tokens=st.integers(1, 2500), outputs=st.integers(1, 99), size=st.integers(1, 99), data=st.data())
+def test_agrees_with_the_reference_at_any_size(count: int, tokens: int, outputs: int, size: int, data: st.DataObject) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, per_token = data.draw(st.sampled_from(DTYPES)), data.draw(st.integers(1, min(count, 8)))
+    scores = torch.rand(tokens, count, generator=torch.Generator().manual_seed(tokens)).square()
+    hold(matrices(count, outputs, size, dtype, dtype, device), scores.topk(per_token).indices.to(device), dtype)
+
+
 @settings(max_examples=5, deadline=None)
 @given(count=st.integers(1, 9), tokens=st.integers(1, 30), outputs=st.integers(1, 80), size=st.integers(1, 80), data=st.data())
 def test_agrees_with_the_reference_at_any_shape(count: int, tokens: int, outputs: int, size: int, data: st.DataObject) -> None:

@@ -46,6 +46,14 @@ def test_agrees_with_the_reference_at_any_shape(rows: int, tokens: int, size: in
     hold(*drawn(rows, tokens, size, dtype, device), centred=bool(size % 2))
 
 
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 9), tokens=st.integers(1, 1100), size=st.integers(1, 3100), dtype=st.sampled_from(DTYPES))
+def test_agrees_with_the_reference_at_any_size(rows: int, tokens: int, size: int, dtype: torch.dtype) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hold(*drawn(rows, max(1, min(tokens, 1_000_000 // (rows * size))), size, dtype, device), centred=bool(size % 2))
+
+
 def test_tokens_may_be_the_first_of_longer_sequences(device: torch.device) -> None:
     x, branch, gate, shift, scale = drawn(3, 7, 48, torch.float32, device)
     hold(x[:, :4], branch[:, 2:6], gate, shift, scale, centred=False)

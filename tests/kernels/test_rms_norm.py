@@ -52,6 +52,14 @@ def test_agree_with_the_reference_at_any_shape(rows: int, size: int, dtype: torc
     hold(*drawn((rows, size), dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
 
 
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 5000), size=st.integers(1, 6000), dtype=st.sampled_from(DTYPES))
+def test_agree_with_the_reference_at_any_size(rows: int, size: int, dtype: torch.dtype) -> None:
+    rows = max(1, min(rows, 2_000_000 // size))
+    hold(*drawn((rows, size), dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+
+
 def test_rows_may_lie_apart_from_one_another(device: torch.device) -> None:
     """The heads of queries inside of stacked projections, and columns of a wider matrix."""
     stacked = torch.randn(5, 12, 64, device=device)

@@ -34,6 +34,14 @@ def test_agrees_with_the_reference_at_any_shape(rows: int, size: int, activation
     hold((rows,), size, activation, data.draw(st.sampled_from(DTYPES)), device)
 
 
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 5000), size=st.integers(1, 15000), activation=st.sampled_from(list(ACTIVATIONS)), data=st.data())
+def test_agrees_with_the_reference_at_any_size(rows: int, size: int, activation: str, data: st.DataObject) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hold((max(1, min(rows, 2_000_000 // size)),), size, activation, data.draw(st.sampled_from(DTYPES)), device)
+
+
 def test_large_numbers_neither_overflow_nor_vanish(device: torch.device) -> None:
     x = torch.tensor([[-200.0, 200.0, 90.0, -0.0, 2.0, 3.0, 4.0, 5.0]], device=device)
     for activation in ACTIVATIONS:

@@ -25,7 +25,7 @@ def drawn(rows: int, outputs: int, size: int, weight: torch.dtype, dtype: torch.
 
 def hold(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
     with prefer_triton():
-        assert fits(x)
+        assert fits(x, weight)
         for added in (bias, None):
             assert_near(weight_only(x, weight, scale, added), reference.weight_only(x, weight, scale, added), sums=1e-5)
 
@@ -43,6 +43,15 @@ def test_agrees_with_the_reference(
 @given(rows=st.integers(1, 20), outputs=st.integers(1, 50), size=st.integers(1, 600), data=st.data())
 def test_agrees_with_the_reference_at_any_shape(rows: int, outputs: int, size: int, data: st.DataObject) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hold(*drawn(rows, outputs, size, data.draw(st.sampled_from(WEIGHTS)), data.draw(st.sampled_from(DTYPES)), device))
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, MOST_ROWS), outputs=st.integers(1, 5000), size=st.integers(1, 4000), data=st.data())
+def test_agrees_with_the_reference_at_any_size(rows: int, outputs: int, size: int, data: st.DataObject) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    outputs = max(1, min(outputs, 3_000_000 // size))
     hold(*drawn(rows, outputs, size, data.draw(st.sampled_from(WEIGHTS)), data.draw(st.sampled_from(DTYPES)), device))
 
 
@@ -68,9 +77,10 @@ def test_a_row_has_the_same_bits_in_any_batch_of_up_to_sixteen(device: torch.dev
 
 def test_many_rows_are_the_library_s(device: torch.device) -> None:
     with prefer_triton():
-        assert fits(torch.zeros(4, MOST_ROWS // 4, 8, device=device))
-        assert not fits(torch.zeros(MOST_ROWS + 1, 8, device=device))
-        assert not fits(torch.zeros(0, 8, device=device))
+        weight = torch.zeros(3, 8, dtype=torch.int8, device=device)
+        assert fits(torch.zeros(4, MOST_ROWS // 4, 8, device=device), weight)
+        assert not fits(torch.zeros(MOST_ROWS + 1, 8, device=device), weight)
+        assert not fits(torch.zeros(0, 8, device=device), weight)
 
 
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
