@@ -80,7 +80,8 @@ def _heads(
         _put(target, rest, first, HEADS, HEAD_DIM, TURNED, HEAD_DIM, BLOCK_REST, BLOCK_H)
 
 
-@triton.jit
+# Slots are a part of a staged buffer, whose beginning lies anywhere.
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def kv_write_kernel(
     query, key, value, query_weight, key_weight, cos, sin, out, store, slots, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, QUERY_STRIDE: tl.constexpr, KEY_STRIDE: tl.constexpr,

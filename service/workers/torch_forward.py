@@ -15,6 +15,7 @@ from service.workers.forward import ForwardOutput
 from service.workers.packed_attention import PackedAttention, PlanPacker
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
+from service.workers.staging import staged, to_device
 from service.workers.threads import Threads
 
 
@@ -58,20 +59,22 @@ class TorchForward:
     def __call__(self, packed: PackedRows, inputs: Tensor | None = None, states: bool = False) -> ForwardOutput:
         """See `Forward`."""
         self._threads.take(self._token_operations * (TILE if self._batch_invariant else len(packed.tokens)))
-        attention = self._attention(packed)
-        x = self.embed(self._long(packed.tokens)) if inputs is None else inputs.to(self._network.dtype)
+        device = self._cache.store.device
+        numbers, _ = staged(device, (packed.tokens, packed.positions, packed.slots, packed.wanted))
+        tokens, positions, slots, wanted = numbers
+        x = self.embed(tokens) if inputs is None else inputs.to(self._network.dtype)
         canvas = None
         if self._network.config.layer_scales == 2:
-            canvas = torch.tensor(packed.in_canvas(), device=self._cache.store.device)
-        hidden = self._network.states(x, self._long(packed.positions), attention, canvas)
-        logits = self._logits(hidden[self._long(packed.wanted)])
+            canvas = to_device(torch.tensor(packed.in_canvas()), device)
+        hidden = self._network.states(x, positions, self._attention(packed, slots), canvas)
+        logits = self._logits(hidden[wanted])
         return ForwardOutput(logits, torch.isfinite(hidden).all(dim=-1), hidden if states else None)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self._network.embed(tokens)
 
-    def _attention(self, packed: PackedRows) -> Attention:
-        config, cache, written = self._network.config, self._cache, self._long(packed.slots)
+    def _attention(self, packed: PackedRows, written: Tensor) -> Attention:
+        config, cache = self._network.config, self._cache
         if triton_for(cache.store):
             return PackedAttention(config, cache, written, self._packer.packed(self._plans(packed, trees_only=True)))
         plans = self._plans(packed)
@@ -104,6 +107,3 @@ class TorchForward:
         if not self._batch_invariant:
             return self._network.logits(hidden)
         return in_tiles(self._network.logits, hidden)
-
-    def _long(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._cache.store.device)
