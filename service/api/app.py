@@ -91,7 +91,7 @@ def create_app(settings: Settings, give_up: Callable[[], None] = lambda: None) -
         service: Service = app.state.service
         service.client.end_all(draining.CODE, draining.ENDED)
 
-    app = FastAPI(title="Stride", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="Stride", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
     drain = app.state.drain = Drain(in_flight, end_all, settings.drain_seconds, settings.drain_notice_seconds)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Border, settings=settings, in_flight=in_flight, drain=drain, on_over=over, refused=metrics.refused)

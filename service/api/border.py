@@ -18,7 +18,8 @@ from service.api.in_flight import InFlight
 from service.settings import Settings
 
 OPEN = ("/health", "/metrics", "/static/")
-"""Beginnings of paths that need no key; nor does the playground at `/`, which asks for it and sends it on."""
+PAGES = ("/", "/docs")
+"""Beginnings of paths that need no key, and pages that do not: they ask for it and send it on."""
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 
 
@@ -92,7 +93,7 @@ class Border:
         """Why it goes no further, seen from its head."""
         headers = dict(scope["headers"])
         key = self._settings.api_key
-        if key is not None and scope["path"] != "/" and not scope["path"].startswith(OPEN):
+        if key is not None and scope["path"] not in PAGES and not scope["path"].startswith(OPEN):
             scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(secret.strip(), key.encode()):
                 return ApiError(401, "missing or wrong API key: send Authorization: Bearer KEY", None, "invalid_api_key")

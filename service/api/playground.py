@@ -1,4 +1,4 @@
-"""The playground at `/`: files of the package, served as they are, in a page that may ask nobody but this server."""
+"""The playground at `/` and the API's routes at `/docs`: files of the package, in pages that may ask nobody but this server."""
 
 from __future__ import annotations
 
@@ -75,6 +75,11 @@ def _answer(request: Request, name: str) -> Response:
 @router.api_route("/", methods=["GET", "HEAD"])
 async def playground(request: Request) -> Response:
     return _answer(request, "index.html")
+
+
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def documentation(request: Request) -> Response:
+    return _answer(request, "docs.html")
 
 
 @router.api_route("/static/{name}", methods=["GET", "HEAD"])

@@ -20,11 +20,15 @@ WATCH = """
 """Every state of the committed text that a reader could have seen, in their order."""
 
 
+QUIET: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce"}
+"""Of a reader who wants no motion: what moves is drawn again and again, by the processors that the engine needs."""
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Debian's chromium, without a window."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
 
@@ -37,7 +41,7 @@ class Visit:
     def __init__(self, browser: Any, url: str, **context: Any) -> None:
         self._browser: Browser = browser
         self._url = url
-        self._context_options: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}, **context}
+        self._context_options: dict[str, Any] = {**QUIET, **context}
         self.problems: list[str] = []
         self.asked: list[Request] = []
 

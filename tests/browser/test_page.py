@@ -185,3 +185,19 @@ def test_files_come_with_their_types_a_policy_and_a_tag(server: Server) -> None:
         assert (again.status_code, again.content) == (304, b"")
     for path in ("/static/absent.js", "/static/..%2Fapp.py", "/static/%2e%2e/app.py"):
         assert httpx.get(server.url + path).status_code == 404
+
+
+def test_the_routes_can_be_read_and_tried_without_a_network(visit: Visit, server: Server) -> None:
+    page = visit.page
+    page.goto(server.url + "/docs#post-v1-generate")
+    generate = page.locator("#post-v1-generate")
+    expect(generate).to_have_attribute("open", "")
+    expect(generate.locator("tr", has_text="preview_every").first).to_contain_text("evaluations between previews")
+    generate.locator("textarea").fill('{"model": "shakespeare", "prompt": "ROMEO:", "max_tokens": 3, "seed": 1}')
+    generate.get_by_role("button", name="Send").click()
+    expect(generate.locator("pre")).to_contain_text('"finish_reason": "length"')
+    paths = httpx.get(server.url + "/openapi.json").json()["paths"]
+    expect(page.locator(".operation")).to_have_count(sum(len(ways) for ways in paths.values()))
+    assert [role for role, name in names(visit) if not name.strip()] == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert not visit.overflows()
