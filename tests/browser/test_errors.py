@@ -71,8 +71,14 @@ def test_an_engine_that_dies_is_explained_and_the_request_can_be_sent_again(visi
 def test_a_server_that_does_not_answer_is_told_from_one_that_refuses(visit: Visit) -> None:
     visit.page.route("**/v1/generate", lambda route: route.abort())
     visit.run()
-    visit.until("failed")
-    expect(visit.page.get_by_role("alert")).to_contain_text("No connection")
+    alert = visit.page.get_by_role("alert")
+    expect(alert).to_contain_text("No connection")
+    ending = {"error": {"message": "the server is shutting down", "type": "server_error", "param": None, "code": "draining"}}
+    answer = {"status": 503, "json": ending, "headers": {"Retry-After": "7"}}
+    visit.page.route("**/v1/generate", lambda route: route.fulfill(**answer))  # type: ignore[arg-type]
+    alert.get_by_role("button", name="Try again").click()
+    expect(alert).to_contain_text("The server is shutting down")
+    expect(alert).to_contain_text("The server asks to wait 7 s.")
 
 
 def test_the_key_is_asked_for_used_and_written_nowhere(browser: object, tmp_path: Path) -> None:

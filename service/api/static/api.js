@@ -98,7 +98,7 @@ export async function* generate(body, signal, named) {
 
 /** In a stream that has begun the status is 200, and the error says what it would have been. */
 function statusOf({ type, code }) {
-  const byCode = { engine_unavailable: 503, deadline_exceeded: 504 }[code];
+  const byCode = { engine_unavailable: 503, draining: 503, deadline_exceeded: 504 }[code];
   const byType = { invalid_request_error: 400, not_found_error: 404, rate_limit_error: 429 }[type];
   return byCode ?? byType ?? 500;
 }

@@ -13,9 +13,12 @@ const KNOWN = {
   504: ["The deadline passed in the queue", "Give it more time, or run it when less is waiting.", true],
 };
 
+const DRAINING = ["The server is shutting down", "Another may take its place: try again in a moment.", true];
+
 /** {title, message, advice, retry, field}: `field` is the parameter to look at, `retry` whether the same may work later. */
 export function explained(error) {
-  const [title, advice, retry] = KNOWN[error.status] ?? KNOWN[error.status >= 500 ? 503 : 400];
+  const known = KNOWN[error.status] ?? KNOWN[error.status >= 500 ? 503 : 400];
+  const [title, advice, retry] = error.code === "draining" ? DRAINING : known;
   const wait = error.retryAfter ? ` The server asks to wait ${error.retryAfter} s.` : "";
   return { title, message: error.message.trim().replace(/([^.!?])$/, "$1."), advice: advice + wait, retry, field: error.param };
 }
