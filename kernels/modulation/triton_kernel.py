@@ -62,14 +62,14 @@ def _row(vector: Tensor) -> Tensor:
 
 
 def _warps(wide: int) -> int:
-    return min(16, max(2, wide // 512))
+    return min(16, max(1, wide // 512))
 
 
 def _instance(dtype: str, size: int, gated: bool, modulated: bool, centred: bool) -> Instance:
     pointers = ("x", "branch", "gate", "shift", "scale", "total", "out")
-    counts = ("tokens", "size", "x_row", "x_token", "branch_row", "branch_token", "gate_row", "shift_row", "scale_row")
+    strides = ("size", "x_row", "x_token", "branch_row", "branch_token", "gate_row", "shift_row", "scale_row")
     constants = {"GATED": gated, "MODULATED": modulated, "CENTRED": centred, "SIZE": size}
-    signature = {**dict.fromkeys(pointers, f"*{dtype}"), **dict.fromkeys(counts, "i32"), "eps": "fp32"}
+    signature = {**dict.fromkeys(pointers, f"*{dtype}"), "tokens": "i32", **dict.fromkeys(strides, "i32:16"), "eps": "fp32"}
     return Instance(
         modulate_rows, {**signature, **dict.fromkeys(constants, "constexpr")}, constants, {"num_warps": _warps(size)}
     )

@@ -67,12 +67,13 @@ def normalised(
 
 def _instance(stream: str, size: int, added: bool, centred: bool) -> Instance:
     pointers = {name: f"*{stream}" for name in ("x", "branch", "total", "out")}
-    counts = ("rows", "inner", "size", "x_outer", "x_inner", "branch_outer", "branch_inner")
+    counts = {"rows": "i32", "inner": "i32"}
+    counts |= dict.fromkeys(("size", "x_outer", "x_inner", "branch_outer", "branch_inner"), "i32:16")
     together = max(1, ELEMENTS // size)
     constants = {
         "ADDED": added, "CENTRED": centred, "WEIGHTED": True, "BIASED": centred, "ROWS": together, "SIZE": size,
     }  # fmt: skip
-    signature = {**pointers, "weight": "*fp32", "bias": "*fp32", **dict.fromkeys(counts, "i32"), "eps": "fp32"}
+    signature = {**pointers, "weight": "*fp32", "bias": "*fp32", **counts, "eps": "fp32"}
     return Instance(
         norm_rows, {**signature, **dict.fromkeys(constants, "constexpr")}, constants, {"num_warps": min(16, max(4, size // 512))}
     )

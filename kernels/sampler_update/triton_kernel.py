@@ -111,8 +111,8 @@ def _rows(tensor: Tensor) -> Tensor:
 def _instance(given: bool, drawn: bool, guided: bool, estimated: bool, output: str) -> Instance:
     signature = dict.fromkeys(("x", "h1", "h2", "eps", "coefficients", "scales", "estimates", "out"), "*fp32")
     signature |= {"f": f"*{output}", "unconditional": f"*{output}", **dict.fromkeys(("seeds", "draws", "partner"), "*i64")}
-    counts = ("x_row", "f_row", "h1_row", "h2_row", "eps_row", "unconditional_row", "out_row")
-    signature |= {"size": "i32", "purpose": "i32", **dict.fromkeys(counts, "i32")}
+    counts = ("size", "x_row", "f_row", "h1_row", "h2_row", "eps_row", "unconditional_row", "out_row")
+    signature |= {"purpose": "i32", **dict.fromkeys(counts, "i32:16")}
     constants = {"GIVEN": given, "DRAWN": drawn, "GUIDED": guided, "ESTIMATED": estimated, "BLOCK": BLOCK}
     return Instance(update_rows, {**signature, **dict.fromkeys(constants, "constexpr")}, constants)
 

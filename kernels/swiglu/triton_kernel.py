@@ -37,7 +37,7 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 AOT = [
     Instance(
         gate_rows,
-        {"x": "*bf16", "out": "*bf16", "size": "i32", "x_row": "i32", "ACTIVATION": "constexpr", "BLOCK": "constexpr"},
+        {"x": "*bf16", "out": "*bf16", "size": "i32:16", "x_row": "i32:16", "ACTIVATION": "constexpr", "BLOCK": "constexpr"},
         {"ACTIVATION": activation, "BLOCK": BLOCK},
     )
     for activation in ("silu", "gelu", "gelu_tanh")
