@@ -32,7 +32,11 @@ class Settings(BaseSettings):
     max_running: int = Field(64, ge=1, description="requests of one model that hold memory at a time")
     row_budget: int = Field(32, ge=1, description="moves in one forward")
     token_budget: int = Field(512, ge=1, description="query tokens in one forward; longer prompts are chunked")
-    kv_memory: int = Field(256 << 20, ge=1 << 20, description="bytes of paged KV cache per text model")
+    kv_memory: int | None = Field(
+        None, ge=1 << 20, description="bytes of paged KV cache per text model; by default 256 MiB, on a GPU what is left"
+    )  # fmt: skip
+    memory_fraction: float = Field(0.9, gt=0.0, le=1.0, description="share of a GPU's memory that is taken in all")
+    cuda_graphs: bool = Field(True, description="capture decoding and evaluations of few rows, on a GPU")
     kv_block: int = Field(16, ge=1, description="tokens in a KV block")
     overlap: bool | None = Field(
         None, description="launch the next forward while one runs; by default where the device is a GPU"

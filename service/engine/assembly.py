@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from service.engine.validation import InvalidField, procedure_parameters
 from service.procedures.block_diffusion_parameters import BlockDiffusionParameters
 from service.procedures.registry import runnable
 from service.settings import Settings
-from service.workers.hosting import FlowNetwork, Hosting, ImageHost, ModelError, TextHost, host
+from service.workers.hosting import FlowNetwork, Hosting, ImageHost, ModelError, TextHost, host_all
 
 __all__ = ["ModelError", "build_engine"]
 
@@ -24,20 +25,18 @@ __all__ = ["ModelError", "build_engine"]
 def build_engine(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Engine:
     """`clock` gives monotonic seconds. Raises ModelError when a model cannot be served, or when two have one name."""
     hosting = Hosting(
-        settings.device, settings.threads, settings.kv_memory, settings.kv_block, settings.max_running, settings.batch_invariant
+        settings.device, settings.threads, settings.kv_memory, settings.kv_block, settings.max_running, settings.batch_invariant,
+        settings.memory_fraction, settings.row_budget, settings.token_budget, settings.cuda_graphs,
     )  # fmt: skip
     limits = Limits(settings.row_budget, settings.token_budget, settings.max_running)
     served: dict[str, Served] = {}
-    for spec in settings.models:
-        hosted = host(spec, hosting)
-        if hosted.name in served:
-            raise ModelError(f"two models are called {hosted.name!r}")
+    for hosted in host_all(settings.models, hosting):
         if isinstance(hosted, TextHost):
             card = _text_card(hosted)
             shares = settings.prefix_cache and card.attention != "full"
             served[hosted.name] = Served(card, Lane(hosted.pool, limits, shares), hosted.worker)
         else:
-            served[hosted.name] = picture_model(hosted, limits)
+            served[hosted.name] = picture_model(hosted, replace(limits, pixels=hosted.pixels))
     overlap = settings.device.startswith("cuda") if settings.overlap is None else settings.overlap
     return Engine(list(served.values()), clock, overlap)
 

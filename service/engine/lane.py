@@ -135,7 +135,8 @@ class Lane(Residents):
         usual."""
         bucket, order = self._order(ready)
         affordable = self.costs[bucket].affordable(self.limits.seconds)
-        room = self.room = self.limits.tokens if affordable is None else min(self.limits.tokens, affordable)
+        most = self.limits.size(*bucket[1:])
+        room = self.room = most if affordable is None else min(most, affordable)
         moves = [(request, parted(request.propose(), min(room, self._short), self.limits.rows)) for request in order]
         proposed = self._with_guesses(moves, room)
         items = self._filled(proposed, room)

@@ -22,12 +22,18 @@ from service.workers.block_pool import BlockPool
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Rows and query tokens of one forward, requests that hold memory at a time, and seconds a forward should take."""
+    """Rows and query tokens of one forward, requests that hold memory at a time, and seconds a forward should take; of pictures
+    so many evaluations times `pixels`, as far as there is memory for them."""
 
     rows: int
     tokens: int
     running: int
     seconds: float = 0.2
+    pixels: int | None = None
+
+    def size(self, width: int, height: int) -> int:
+        """Query tokens of texts (a size of 0), or evaluations of pictures of this size; one there must always be."""
+        return self.tokens if self.pixels is None or not width else max(1, min(self.tokens, self.pixels // (width * height)))
 
 
 @dataclass(slots=True)

@@ -72,7 +72,15 @@ class ClassConditional(Unadapted):
         self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, conditions: Sequence[Condition], adapters: Sequence[Adapters]
     ) -> Tensor:
         """The raw output for latents float32 [R, C, H, W]: the noise, or the velocity from noise to data's end of time."""
-        labels = torch.stack([condition.tensors["label"] for condition in conditions])
+        return self.evaluate_packed(x, t, s, guidance, *self.pack(conditions))
+
+    def pack(self, conditions: Sequence[Condition]) -> tuple[Tensor, ...]:
+        """Classes int64 [R]."""
+        return (torch.stack([condition.tensors["label"] for condition in conditions]),)
+
+    def evaluate_packed(self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, *packed: Tensor) -> Tensor:
+        """The same of classes."""
+        (labels,) = packed
         if self.network.config.data_time == 1 and self.network.config.layout != "dit":
             return -self.network(x, 1.0 - t, 1.0 - s, guidance, labels).float()
         return self.network(x, t, s, guidance, labels).float()

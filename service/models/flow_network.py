@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -61,7 +62,18 @@ class FlowNetwork(Unadapted):
     def evaluate(
         self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, conditions: Sequence[Condition], adapters: Sequence[Adapters]
     ) -> Tensor:
+        if self._device.type != "cpu":
+            return self.evaluate_packed(x, t, s, guidance, *self.pack(conditions))
         return self._evaluator(x, t, s, guidance, [condition.tensors["ids"].tolist() for condition in conditions])
+
+    def pack(self, conditions: Sequence[Condition]) -> tuple[Tensor, ...]:
+        """Captions int64 [R, T], padded to the longest that there can be."""
+        length, padding = self.config.max_text_tokens, self.config.pad_token_id
+        captions = [condition.tensors["ids"] for condition in conditions]
+        return (torch.stack([F.pad(ids, (0, length - len(ids)), value=padding) for ids in captions]),)
+
+    def evaluate_packed(self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, *packed: Tensor) -> Tensor:
+        return self._network(x, t, s, guidance, *packed).float()
 
     def reusing(self, rows: Sequence[Reuse | None]) -> AbstractContextManager[None]:
         """Needs blocks run by torch: the CPU kernel runs them all in one call."""

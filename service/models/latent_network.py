@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -105,6 +105,19 @@ class LatentNetwork(Protocol):
 
     def embed(self, pictures: Tensor) -> Tensor:
         """Pictures uint8 [R, H, W, 3] as latents float32 [R, C, H, W]."""
+        ...
+
+
+@runtime_checkable
+class PackableNetwork(Protocol):
+    """A LatentNetwork whose conditions can be tensors of one shape, so that an evaluation is a function of tensors alone."""
+
+    def pack(self, conditions: Sequence[Condition]) -> tuple[Tensor, ...]:
+        """R conditions as tensors [R, ...] on the network's device, without waiting for it."""
+        ...
+
+    def evaluate_packed(self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, *packed: Tensor) -> Tensor:
+        """As `LatentNetwork.evaluate`, without adapters; it decides nothing by what the tensors hold."""
         ...
 
 

@@ -17,8 +17,13 @@ class BlockPool:
     """
 
     def __init__(self, blocks: int, block_size: int = 1) -> None:
-        self.blocks = blocks
         self.block_size = block_size
+        self.resize(blocks)
+
+    def resize(self, blocks: int) -> None:
+        """So many blocks, all of them free; for a pool of which nobody holds any."""
+        assert not any(getattr(self, "_holders", ())), "somebody holds a block"
+        self.blocks = blocks
         self._free = list(range(blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._holders = [0] * blocks

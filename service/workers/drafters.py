@@ -68,6 +68,10 @@ class Drafter(Protocol):
         """Forget what these blocks hold."""
         ...
 
+    def reserve(self) -> None:
+        """The pool has another number of blocks now, and all are empty."""
+        ...
+
 
 class MedusaDrafter:
     """Every guess from the state of the last position alone: nothing is kept."""
@@ -91,6 +95,9 @@ class MedusaDrafter:
         return [comb(each.chain, each.others) for each in guesses]
 
     def clear(self, blocks: list[int]) -> None:
+        pass
+
+    def reserve(self) -> None:
         pass
 
 
@@ -169,6 +176,9 @@ class CachedDrafter:
 
     def clear(self, blocks: list[int]) -> None:
         self._cache.clear(blocks)
+
+    def reserve(self) -> None:
+        self._cache.reserve()
 
     def _room(self, one: Continuation) -> int:
         """The first position that its blocks do not cover, or that this decoder does not know."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,41 @@ from service.models.model_spec import readable
 from service.models.quality import read_quality
 from service.procedures.quality import QualityTable
 from service.workers.block_pool import BlockPool
+from service.workers.graphs import CudaCapture
 from service.workers.latent_worker import LatentWorker
+from service.workers.memory_plan import MemoryPlan, TextDemand, planned
 from service.workers.paged_cache import PagedCache
+from service.workers.profiling import device_memory, is_measured, picture_demand, text_forward
 from service.workers.ranks import Ranks
+from service.workers.streams import streams_of
 from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
 
 log = logging.getLogger("stride.models")
 
-__all__ = ["EMBEDDED", "FlowNetwork", "Hosting", "ImageHost", "ModelError", "TextHost", "host"]
+__all__ = ["EMBEDDED", "FlowNetwork", "Hosting", "ImageHost", "ModelError", "TextHost", "host", "host_all"]
+
+
+UNMEASURED_KV_MEMORY = 256 << 20
+"""Of a text model where nothing is said and nothing measured."""
 
 
 @dataclass(frozen=True)
 class Hosting:
-    """How models are put on a device, unless their own options say otherwise: CPU threads, bytes of KV cache a text model,
-    positions a block, latents an image model."""
+    """How models are put on a device, unless their own options say otherwise: CPU threads, bytes of KV cache a text model (None:
+    on a GPU what is left of `memory_fraction` of it), positions a block, requests of a model that hold memory at a time, and
+    rows and query tokens of a forward. `graphs`: whether forwards are captured on a GPU."""
 
     device: str
     threads: int
-    kv_memory: int
+    kv_memory: int | None
     kv_block: int
-    latents: int
+    running: int
     batch_invariant: bool
+    memory_fraction: float = 0.9
+    rows: int = 32
+    tokens: int = 512
+    graphs: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,8 @@ class TextHost:
 
 @dataclass(frozen=True)
 class ImageHost:
+    """`pixels`: evaluations times pixels that a forward has memory for, where that was measured."""
+
     name: str
     folder: Path
     parameters: int
@@ -68,12 +83,85 @@ class ImageHost:
     pool: BlockPool
     worker: LatentWorker
     quality: QualityTable | None = None
+    pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class _Unsized:
+    """A text model with a cache that is just large enough for its largest forward to be measured."""
+
+    host: TextHost
+    model: TextModel
+    block_bytes: int
+
+    def demand(self, hosting: Hosting) -> TextDemand:
+        pool, longest = self.host.pool, self.model.max_model_len
+        needed = self.model.spec.max_model_len or min(longest, hosting.tokens)
+        beyond = max(self.model.network.config.block_lengths, default=0)
+        try:
+            forward = text_forward(self.host.worker, hosting.rows, hosting.tokens)
+        except ModelError as error:
+            raise ModelError(f"{self.host.name}: {error}") from error
+        most = hosting.running * pool.blocks_for(longest + beyond)
+        least = min(most, pool.blocks_for(needed + beyond))
+        return TextDemand(self.host.name, forward, self.block_bytes, least, most)
+
+    def sized(self, blocks: int) -> TextHost:
+        self.host.worker.resize(blocks)
+        kv_memory = blocks * self.block_bytes
+        longest = _context(self.model, self.host.pool, self.block_bytes, kv_memory)
+        log.info("%s: texts up to %d tokens, %s of keys and values", self.host.name, longest, readable(kv_memory))
+        return replace(self.host, max_model_len=longest)
+
+
+def host_all(texts: Sequence[str], hosting: Hosting) -> list[TextHost | ImageHost]:
+    """Load what each `--model` names. On a GPU the memory that is left is then divided among them, by what their largest forwards
+    are measured to take. Raises ModelError when one cannot be served, two have one name, or all together do not fit."""
+    loaded: dict[str, TextHost | ImageHost | _Unsized] = {}
+    for text in texts:
+        one = _load(text, hosting)
+        name = one.host.name if isinstance(one, _Unsized) else one.name
+        if name in loaded:
+            raise ModelError(f"two models are called {name!r}")
+        loaded[name] = one
+    devices = [one.host.worker.device if isinstance(one, _Unsized) else one.worker.device for one in loaded.values()]
+    plan = MemoryPlan()
+    for device in dict.fromkeys(device for device in devices if is_measured(device)):
+        own = [one for one, other in zip(loaded.values(), devices, strict=True) if other == device]
+        part = _planned(own, device, hosting)
+        plan = MemoryPlan(plan.blocks | part.blocks, plan.pixels | part.pixels)
+    hosts: list[TextHost | ImageHost] = []
+    for name, one in loaded.items():
+        if isinstance(one, _Unsized):
+            hosts.append(one.sized(plan.blocks[name]))
+        else:
+            hosts.append(replace(one, pixels=plan.pixels.get(name)) if isinstance(one, ImageHost) else one)
+    for device in dict.fromkeys(devices):
+        streams_of(device).settle()
+    return hosts
+
+
+def _planned(own: Sequence[TextHost | ImageHost | _Unsized], device: torch.device, hosting: Hosting) -> MemoryPlan:
+    unsized = [one for one in own if isinstance(one, _Unsized)]
+    texts = [one.demand(hosting) for one in unsized]
+    pictures = [picture_demand(one.name, one.worker, hosting.rows) for one in own if isinstance(one, ImageHost)]
+    memory = device_memory(device, hosting.memory_fraction)
+    given_back = sum(one.host.pool.blocks * one.block_bytes for one in unsized)
+    return planned(replace(memory, taken=memory.taken - given_back), texts, pictures)
 
 
 def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
-    """Load what `--model` names. Raises ModelError when it cannot be served."""
+    """One model that has its device for itself. Raises ModelError when it cannot be served."""
+    return host_all([text], hosting)[0]
+
+
+def _load(text: str, hosting: Hosting) -> TextHost | ImageHost | _Unsized:
     spec, threads = ModelSpec.parse(text), Threads.of(hosting.threads)
-    device, kv_memory = _device(spec, hosting), spec.kv_memory or hosting.kv_memory
+    device = _device(spec, hosting)
+    given = spec.kv_memory or hosting.kv_memory
+    # The memory of several devices is not measured: each of them holds a part of a divided model.
+    measured = given is None and is_measured(device) and spec.ranks == 1
+    kv_memory = 0 if measured else given or UNMEASURED_KV_MEMORY
     ranks = None
     if spec.ranks > 1:
         device, threads = _first_device(spec, device), threads.shared(spec.ranks if device.type == "cpu" else 1)
@@ -86,8 +174,9 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
         return _host_pictures(model, hosting, device, threads)
     config = model.network.config
     block_bytes = sum(PagedCache.block_bytes(c, hosting.kv_block, dtype) for c, dtype in _caches(model))
-    pool = BlockPool(kv_memory // block_bytes, hosting.kv_block)
-    longest = _context(model, pool, block_bytes, kv_memory)
+    blocks = hosting.rows + hosting.tokens // hosting.kv_block if measured else kv_memory // block_bytes
+    pool = BlockPool(blocks, hosting.kv_block)
+    longest = model.max_model_len if measured else _context(model, pool, block_bytes, kv_memory)
     draft_model = None if model.draft_model is None else model.draft_model.network
     try:
         worker = TokenWorker(
@@ -99,12 +188,14 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
     log.info(
         "%s: %s, %d parameters, %s%s, run by %s, texts up to %d tokens, %s of keys and values",
         spec.name, model.spec.folder, model.parameters, str(worker.cache.store.dtype).removeprefix("torch."),
-        f" with {spec.quantization} weights" if spec.quantization else "", worker.run_by, longest, readable(kv_memory),
+        f" with {spec.quantization} weights" if spec.quantization else "", worker.run_by, longest,
+        "what is left" if measured else readable(kv_memory),
     )  # fmt: skip
-    return TextHost(
+    hosted = TextHost(
         spec.name, model.spec.folder, model.parameters, config, model.eos_token_ids, longest, model.sampling_defaults,
         model.canvas_defaults, pool, worker,
     )  # fmt: skip
+    return _Unsized(hosted, model, block_bytes) if measured else hosted
 
 
 def _host_pictures(model: ImageModel, hosting: Hosting, device: torch.device, threads: Threads) -> ImageHost:
@@ -114,12 +205,13 @@ def _host_pictures(model: ImageModel, hosting: Hosting, device: torch.device, th
         network = FlowNetwork(loaded, spec.folder / "tokenizer.json", threads.every, full=hosting.batch_invariant)
     else:
         network = loaded
-    slots = BlockPool(hosting.latents)
-    worker = LatentWorker(network, slots, device, threads, hosting.batch_invariant)
+    slots = BlockPool(hosting.running)
+    capture = CudaCapture(device) if device.type == "cuda" and hosting.graphs else None
+    worker = LatentWorker(network, slots, device, threads, hosting.batch_invariant, capture)
     log.info(
         "%s: %s, %d parameters, %s, run by %s, pictures of %s, %d at a time with %s of latents",
         spec.name, spec.folder, model.parameters, str(model.dtype).removeprefix("torch."), network.run_by,
-        network.sizes.describe(), hosting.latents, readable(worker.store.nbytes),
+        network.sizes.describe(), hosting.running, readable(worker.store.nbytes),
     )  # fmt: skip
     return ImageHost(spec.name, spec.folder, model.parameters, network, slots, worker, read_quality(spec.folder))
 

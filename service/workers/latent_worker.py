@@ -17,7 +17,9 @@ from service.models.reuse_memory import all_or_nothing
 from service.models.scorers import ALWAYS
 from service.workers.block_pool import BlockPool
 from service.workers.conditions import Conditions
+from service.workers.denoising_graphs import denoising_graphs
 from service.workers.expanding import expanded
+from service.workers.graphs import Capture
 from service.workers.guidance import to_be_guided
 from service.workers.pending import Launched, Pending, Span, fetched
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE
@@ -47,12 +49,14 @@ class LatentWorker:
     """One network, and the latents of its requests: x, h1, h2 float32 [slots, 3, elements], reserved at start for the largest
     picture; a smaller one takes the first elements.
 
-    With `batch_invariant` every row is evaluated alone, so that no bit of it depends on the batch.
+    With `batch_invariant` every row is evaluated alone, so that no bit of it depends on the batch. With a `capture` evaluations
+    of few rows are captured, where the network allows it.
     """
 
     def __init__(
-        self, network: LatentNetwork, pool: BlockPool, device: torch.device, threads: Threads, batch_invariant: bool = False
-    ) -> None:
+        self, network: LatentNetwork, pool: BlockPool, device: torch.device, threads: Threads, batch_invariant: bool = False,
+        capture: Capture | None = None,
+    ) -> None:  # fmt: skip
         self._threads = threads
         self._streams = streams_of(device)
         self._batch_invariant = batch_invariant
@@ -62,6 +66,7 @@ class LatentWorker:
         self.scorers = (*network.scorers, *ALWAYS)
         self.store = torch.empty(pool.blocks, 3, elements(network), device=device)
         self._conditions = Conditions(network, device)
+        self._graphs = denoising_graphs(network, device, capture)
 
     def run(self, moves: Sequence[LatentMove]) -> list[LatentOutcome]:
         """Moves of one stage and, unless they encode, of one size. An outcome a move, or why it failed."""
@@ -228,8 +233,13 @@ class LatentWorker:
         parts = list[Tensor]()
         with all_or_nothing(reuse):
             for i in every:
+                rows_of = (x[i], t[i], s[i], scale[i], conditions[i], adapters[i])
+                captured = None if self._graphs is None else self._graphs.evaluate(*rows_of, reuse[i])
+                if captured is not None:
+                    parts.append(captured.clone())
+                    continue
                 with self.network.reusing(reuse[i]):
-                    parts.append(self.network.evaluate(x[i], t[i], s[i], scale[i], conditions[i], adapters[i]))
+                    parts.append(self.network.evaluate(*rows_of))
         return torch.cat(parts)
 
     def _pixels(self, latents: Tensor) -> Tensor:

@@ -21,7 +21,17 @@ class PagedCache:
     ) -> None:
         """`widths`: heads of keys and values, and the numbers of one, of each layer."""
         self.pool = pool
-        places = (pool.blocks, pool.block_size, 2)
+        self._widths = tuple(widths)
+        self.store = torch.zeros(0, dtype=dtype, device=device)
+        self.reserve()
+
+    def reserve(self) -> None:
+        """As many blocks as the pool has now, all zero."""
+        widths, dtype, device = self._widths, self.store.dtype, self.store.device
+        # What was reserved before is given back first.
+        self._parts = self.layers = []
+        self.store = torch.zeros(0, dtype=dtype, device=device)
+        places = (self.pool.blocks, self.pool.block_size, 2)
         if len(set(widths)) == 1:
             self.store = torch.zeros((len(widths), *places, *widths[0]), dtype=dtype, device=device)
             self._parts = [self.store]

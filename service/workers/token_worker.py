@@ -76,6 +76,14 @@ class TokenWorker:
             forward = fastest_forward(draft_model, cache, threads, batch_invariant)
             self.drafters["draft_model"] = CachedDrafter(forward, cache, vocabulary, known, longest, self._reader.guess)
 
+    def resize(self, blocks: int) -> None:
+        """Another number of blocks, all empty; before there are requests. The CPU kernel keeps the store that it was given."""
+        assert not isinstance(self._forward, KernelForward)
+        self.pool.resize(blocks)
+        self.cache.reserve()
+        for drafter in self.drafters.values():
+            drafter.reserve()
+
     def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:
         """One outcome a move: the readings of the last row's wanted positions, or why that move failed."""
         return self.launch(moves).outcomes()
