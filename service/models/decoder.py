@@ -234,13 +234,13 @@ class Decoder(nn.Module):
         """tokens int64 [N] -> [N, d]; learned positions are not yet in it."""
         x = self.model.embed_tokens(tokens)
         if self.config.embedding_scale != 1.0:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+            x = x * torch.full((), self.config.embedding_scale, dtype=x.dtype, device=x.device)
         return x
 
     def mixed(self, probabilities: Tensor) -> Tensor:
         """Embeddings of distributions over tokens, [N, V] -> [N, d]: their mean."""
         weight = self.model.embed_tokens.weight
-        scale = torch.tensor(self.config.embedding_scale, dtype=weight.dtype, device=weight.device)
+        scale = torch.full((), self.config.embedding_scale, dtype=weight.dtype, device=weight.device)
         return probabilities.to(weight.dtype) @ weight * scale
 
     def states(self, x: Tensor, positions: Tensor, attention: Attention, canvas: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,10 +35,17 @@ def rotary_angles(positions: Tensor, rope: Rope, head_dim: int) -> tuple[Tensor,
     exponents = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
     frequencies = 1.0 / rope.theta**exponents
     if rope.factors:
-        frequencies = frequencies / torch.tensor(rope.factors, device=positions.device)
+        frequencies = frequencies / _factors(rope.factors, positions.device)
     angles = positions.float()[:, None, None] * frequencies
     cos, sin = angles.cos() * rope.amplitude, angles.sin() * rope.amplitude
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+@cache
+def _factors(factors: tuple[float, ...], device: torch.device) -> Tensor:
+    """Brought to a device once: a captured forward must not read the host's memory, nor any forward wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(factors, device=device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -138,6 +138,9 @@ def host_all(texts: Sequence[str], hosting: Hosting) -> list[TextHost | ImageHos
             hosts.append(replace(one, pixels=plan.pixels.get(name)) if isinstance(one, ImageHost) else one)
     for device in dict.fromkeys(devices):
         streams_of(device).settle()
+    for one in hosts:
+        if isinstance(one, TextHost) and one.worker.device.type == "cuda" and hosting.graphs:
+            one.worker.capture(hosting.rows, CudaCapture(one.worker.device))
     return hosts
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kernels.dispatch import triton_for
 from service.models.decoder import Decoder
 from service.models.heads import FeatureModule, Heads, MedusaHeads
 from service.models.parallel_decoder import ParallelDecoder
@@ -17,6 +18,7 @@ from service.workers.conditioning import Conditioning
 from service.workers.drafters import CachedDrafter, Continuation, Drafter, MedusaDrafter
 from service.workers.fastest_forward import fastest_forward
 from service.workers.forward import Forward
+from service.workers.graphs import Capture
 from service.workers.kernel_forward import KernelForward
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
@@ -26,6 +28,7 @@ from service.workers.staging import staged
 from service.workers.streams import streams_of
 from service.workers.threads import Threads
 from service.workers.token_reader import TokenReader, warmth
+from service.workers.torch_forward import TorchForward
 from service.workers.types import RowError, TokenMove, TokenOutcome, TokenRead
 from service.workers.unread import Unread
 
@@ -83,6 +86,14 @@ class TokenWorker:
         self.cache.reserve()
         for drafter in self.drafters.values():
             drafter.reserve()
+
+    @torch.inference_mode()
+    def capture(self, rows: int, capture: Capture) -> None:
+        """Decode forwards of up to so many rows are captured, where Triton computes their attention; before there are requests,
+        and when the cache has its memory."""
+        if isinstance(self._forward, TorchForward) and triton_for(self.cache.store):
+            with self._streams.main():
+                self._forward.capture(rows, capture)
 
     def run(self, moves: Sequence[TokenMove]) -> list[TokenOutcome]:
         """One outcome a move: the readings of the last row's wanted positions, or why that move failed."""

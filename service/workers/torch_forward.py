@@ -11,11 +11,13 @@ from kernels.dispatch import triton_for
 from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups, single_spans
 from service.models.decoder import Attention, Decoder, DecoderConfig
 from service.workers.batch_invariant import TILE, in_tiles, make_batch_invariant
+from service.workers.decoding_graphs import DecodingGraphs
 from service.workers.forward import ForwardOutput
+from service.workers.graphs import Capture
 from service.workers.packed_attention import PackedAttention, PlanPacker
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
-from service.workers.staging import staged, to_device
+from service.workers.staging import staged
 from service.workers.threads import Threads
 
 
@@ -53,6 +55,7 @@ class TorchForward:
         self._windows = {layer.window for layer in network.config.layers}
         self._batch_invariant = batch_invariant
         self._packer = PlanPacker(network, cache, batch_invariant)
+        self._graphs: DecodingGraphs | None = None
         if batch_invariant:
             make_batch_invariant(network)
 
@@ -60,26 +63,39 @@ class TorchForward:
         """See `Forward`."""
         self._threads.take(self._token_operations * (TILE if self._batch_invariant else len(packed.tokens)))
         device = self._cache.store.device
-        numbers, _ = staged(device, (packed.tokens, packed.positions, packed.slots, packed.wanted))
-        tokens, positions, slots, wanted = numbers
+        (tokens, positions, slots, wanted, in_canvas), _ = staged(
+            device, [packed.tokens, packed.positions, packed.slots, packed.wanted, packed.in_canvas()]
+        )  # fmt: skip
         x = self.embed(tokens) if inputs is None else inputs.to(self._network.dtype)
-        canvas = None
-        if self._network.config.layer_scales == 2:
-            canvas = to_device(torch.tensor(packed.in_canvas()), device)
-        hidden = self._network.states(x, positions, self._attention(packed, slots), canvas)
-        logits = self._logits(hidden[wanted])
+        by_triton = triton_for(self._cache.store)
+        plans = self._plans(packed, trees_only=by_triton)
+        if self._graphs is not None and not states and self._graphs.takes(packed, plans):
+            hidden = self._graphs(plans, x, positions, slots)
+        else:
+            attention = self._attention(plans, slots, by_triton)
+            canvas = in_canvas.bool() if self._network.config.layer_scales == 2 else None
+            hidden = self._network.states(x, positions, attention, canvas)
+        logits = self._logits(hidden.index_select(0, wanted))
         return ForwardOutput(logits, torch.isfinite(hidden).all(dim=-1), hidden if states else None)
+
+    def capture(self, rows: int, capture: Capture) -> None:
+        """From now on decode forwards of up to so many rows are captured ones; the cache must have its memory by then. Not with
+        `batch_invariant`, in which contexts are split wherever they are long."""
+        if self._batch_invariant:
+            return
+        pool = self._cache.pool
+        entries = min(rows * pool.blocks, 2 * pool.blocks + rows)
+        self._graphs = DecodingGraphs(self._network, self._cache, self._packer, rows, entries, capture)
+        self._graphs.prepare()
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self._network.embed(tokens)
 
-    def _attention(self, packed: PackedRows, written: Tensor) -> Attention:
+    def _attention(self, plans: Sequence[Plan], slots: Tensor, by_triton: bool) -> Attention:
         config, cache = self._network.config, self._cache
-        if triton_for(cache.store):
-            return PackedAttention(config, cache, written, self._packer.packed(self._plans(packed, trees_only=True)))
-        plans = self._plans(packed)
-        groups = {window: self._groups(plans, window) for window in self._windows}
-        return PagedAttention(config, cache, written, groups)
+        if by_triton:
+            return PackedAttention(config, cache, slots, self._packer.packed(plans))
+        return PagedAttention(config, cache, slots, {window: self._groups(plans, window) for window in self._windows})
 
     def _plans(self, packed: PackedRows, trees_only: bool = False) -> list[Plan]:
         """One of each row, or of each that must be computed apart from the others: `trees_only`, only what a tree's tokens see

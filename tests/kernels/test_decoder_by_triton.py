@@ -11,12 +11,14 @@ from kernels.dispatch import prefer_triton
 from service.models.loading import ModelSpec, TextModel, load_model
 from service.procedures.types import Axis, TokenRow
 from service.workers.block_pool import BlockPool
+from service.workers.graphs import CudaCapture
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
 from service.workers.threads import Threads
 from service.workers.torch_forward import TorchForward
 from service.workers.types import Draws, TokenMove
 from tests import trees
+from tests.calling_again import CalledAgain
 from tests.families import VARIANTS, write_variant
 
 pytest.importorskip("triton")
@@ -90,3 +92,31 @@ def test_invariant_bits_do_not_depend_on_batch_or_chunks(
         among(packed((0, causal(TOKENS[:2])), (1, causal(TOKENS[3:4]))))
         last = among(packed((1, causal(TOKENS[8:9], 1)), (0, causal(TOKENS[2:6], 2)))).logits
     assert torch.equal(last[1:], whole[2:])
+
+
+def decoding(count: int, start: int) -> PackedRows:
+    """The next token of so many requests."""
+    return packed(*((one, causal((3 + one + start,), start - one)) for one in range(count)))
+
+
+@torch.inference_mode()
+def test_captured_decode_forwards_give_what_eager_ones_do_and_padding_is_never_written(
+    folder: Path, device: torch.device
+) -> None:
+    """With a capture that calls the forward again; on a GPU with a graph."""
+    capture = CudaCapture(device) if device.type == "cuda" else CalledAgain()
+    eager, captured = (forward_of(folder, "qwen3", device) for _ in range(2))
+    with prefer_triton():
+        eager(PREFIXES)
+        captured._cache.store.copy_(eager._cache.store)
+        captured.capture(3, capture)
+        assert torch.equal(captured._cache.store, eager._cache.store), "a capture leaves no trace"
+        for count, start in ((3, 13), (1, 14), (2, 14)):
+            expected, found = (forward(decoding(count, start)) for forward in (eager, captured))
+            torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+            assert bool(found.finite.all()) and len(found.finite) == count
+            torch.testing.assert_close(captured._cache.store, eager._cache.store, rtol=1e-4, atol=1e-4)
+        if isinstance(capture, CalledAgain):
+            assert capture.captures == 3 and capture.replays == 3
+        mixed = captured(MIXED)
+        torch.testing.assert_close(mixed.logits, eager(MIXED).logits, rtol=1e-4, atol=1e-4)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
@@ -20,29 +19,10 @@ from service.workers.graphs import CapturedRows, sizes_up_to
 from service.workers.hosting import Hosting, ImageHost, host
 from service.workers.latent_worker import LatentWorker
 from service.workers.threads import Threads
+from tests.calling_again import CalledAgain
 from tests.checkpoints import write_flow_transformer
 from tests.engine.test_pictures import Outputs, engine_of, finish_all, pixels, request
 from tests.latent_networks import ToyNetwork
-
-T = TypeVar("T")
-
-
-class CalledAgain:
-    """In place of a CUDA graph: replaying is calling the function again, and what it gives goes where it went first."""
-
-    def __init__(self) -> None:
-        self.captures = self.replays = 0
-
-    def __call__(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        given: Any = function()
-        self.captures += 1
-        given.fill_(torch.nan)  # nothing of the capture itself may be read
-
-        def replay() -> None:
-            self.replays += 1
-            given.copy_(function())
-
-        return given, replay
 
 
 def test_every_number_of_rows_gives_what_the_function_gives_and_padding_is_only_padding() -> None:
