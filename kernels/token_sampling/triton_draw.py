@@ -14,6 +14,9 @@ from kernels.token_sampling.kinds import EVERY_KIND, Kinds
 WIDEST = 8192
 """Tokens of a row that a program reads. Of the vocabulary alone, so that a row's sums do not depend on its batch."""
 
+LARGEST = 1 << 19
+"""Tokens of a vocabulary, of which there must be fewer: see `triton_kernel_search.UNIT`."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -32,10 +35,12 @@ def draw(
 ) -> Drawn:  # fmt: skip
     """`kernels.token_sampling.draw_tokens`, and with `warmth` also `spread` at these temperatures, in the same pass.
 
-    `span` is a power of two from 64 on.
+    `span` is a power of two from 64 on. Raises ValueError for a vocabulary whose weights would not fit a word.
     """
-    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+    logits = logits.float() if logits.stride(-1) == 1 else logits.float().contiguous()
     rows, vocabulary = logits.shape
+    if vocabulary >= LARGEST:
+        raise ValueError(f"the vocabulary must have fewer than {LARGEST} tokens, not {vocabulary}")
     span = min(span, power_of_two(max(vocabulary, 64)))
     count = -(-vocabulary // span)
     padded = power_of_two(count)

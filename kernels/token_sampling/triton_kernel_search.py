@@ -20,7 +20,7 @@ WAYS = tl.constexpr(8)
 PASSES = 11
 """Passes that narrow 2^32 keys to one, eight ways."""
 UNIT = tl.constexpr(17592186044416.0)
-"""2^44: what the likeliest token weighs. The weights of 2^18 tokens fit a signed word."""
+"""2^44: what the likeliest token weighs. The weights of fewer than 2^19 tokens fit a signed word."""
 
 # Fields of a row's search, [rows, STATE] int64; its parts are [rows, parts, 2 WAYS + 2] int64.
 TOP_K, TOP_P, DONE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -79,7 +79,7 @@ def advance(row, source, counts, most, p, PARTS: tl.constexpr, PADDED: tl.conste
         low = tl.maximum(tl.max(tl.where(enough, threshold, low)), lowest)
         high = tl.minimum(tl.min(tl.where(enough, high, threshold)), highest + 1)
         reached = tl.min(tl.where(enough, count, 1 << 40))
-        reached_weight = tl.min(tl.where(enough, weight, 1 << 62))
+        reached_weight = tl.min(tl.where(enough, weight, (1 << 63) - 1))
         above = tl.maximum(above, tl.max(tl.where(enough, 0, count)))
         above_weight = tl.maximum(above_weight, tl.max(tl.where(enough, 0, weight)))
         one_key, inside = high - low <= 1, reached - above

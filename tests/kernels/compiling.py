@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from kernels.dispatch import Instance
 
@@ -57,11 +58,25 @@ def compiled(kernel: str, instance: Instance) -> Compiled:
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types) if kind[0] == "*" or kind.endswith(":16")}
     ordered = {name: kind.removesuffix(":16") for name, kind in zip(function.arg_names, types, strict=True)}
     try:
+        lower_with_ones(instance, ordered)
         binary = triton.compile(ASTSource(function, ordered, constants, aligned), target=HOPPER, options=dict(options))
     except Exception as error:  # reported with the kernel's name: the others are compiled all the same
         return Compiled(kernel, name, f"{type(error).__name__}: {error}")
     registers, stack = usage(binary.asm["cubin"])
     return Compiled(kernel, name, "", registers, stack, binary.metadata.shared)
+
+
+def lower_with_ones(instance: Instance, types: dict[str, str]) -> None:
+    """As far as Triton's own language the same with every integer 1, which a launch makes a constant: what a kernel asks of a
+    number it may not be able to ask of a constant. The interpreter does not know the difference."""
+    ones = {name for name, kind in types.items() if kind in ("i32", "i64")}
+    signature = {name: "constexpr" if name in ones else kind for name, kind in types.items()}
+    source = ASTSource(instance.function, signature, {**instance.constants, **dict.fromkeys(ones, 1)})
+    backend, context = make_backend(HOPPER), ir.context()
+    options = backend.parse_options(dict(instance.options))
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    source.make_ir(HOPPER, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
 
 
 def usage(cubin: bytes) -> tuple[int, int]:

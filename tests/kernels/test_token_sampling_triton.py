@@ -199,3 +199,8 @@ def test_one_pass_draws_and_measures() -> None:
         entropy, margin = spread(logits, warmth)
     torch.testing.assert_close(both.entropy, entropy)
     torch.testing.assert_close(both.margin, margin)
+
+
+def test_a_vocabulary_whose_weights_would_not_fit_a_word_is_refused() -> None:
+    with pytest.raises(ValueError, match="fewer than"):
+        draw(torch.zeros(1, 1 << 19), *columns(1), PURPOSE)
