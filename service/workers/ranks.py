@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,8 +47,6 @@ class Ranks:
         self._name = name
         self._encoder = msgspec.msgpack.Encoder()
         self._answers = msgspec.msgpack.Decoder(Loaded)
-        self._served = 0
-        self._directory = Path(tempfile.mkdtemp(prefix="stride-ranks-"))
         self._processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "service.workers.rank_process", str(rank)],
@@ -58,7 +55,7 @@ class Ranks:
             for rank in range(1, size)
         ]  # fmt: skip
         closing = threading.Event()
-        self.close = weakref.finalize(self, _close, self._processes, closing, self._directory)
+        self.close = weakref.finalize(self, _close, self._processes, closing)
         for rank, process in enumerate(self._processes, 1):
             threading.Thread(target=_watch, args=(name, rank, process, closing), daemon=True).start()
 
@@ -78,10 +75,11 @@ class Ranks:
         self, network: ParallelDecoder, pool: BlockPool, device: torch.device, threads: Threads, batch_invariant: bool
     ) -> tuple[LedCache, LedForward]:
         """A cache and a forward of this process' part that the other ranks follow."""
-        self._served += 1
-        store = self._directory / str(self._served)
-        self.send(Serve(str(store), pool.blocks, pool.block_size, threads.few, threads.every, batch_invariant))
-        network.group.join(store, device, batch_invariant)
+        # Where they meet is forgotten as soon as they have, so that nothing is left however this process ends.
+        with tempfile.TemporaryDirectory(prefix="stride-ranks-") as directory:
+            store = Path(directory) / "store"
+            self.send(Serve(str(store), pool.blocks, pool.block_size, threads.few, threads.every, batch_invariant))
+            network.group.join(store, device, batch_invariant)
         cache = LedCache(self, network, pool, device)
         return cache, LedForward(self, network.group, TorchForward(network, cache, threads, batch_invariant))
 
@@ -164,7 +162,7 @@ def _end(name: str, why: str) -> NoReturn:
     os._exit(LOST_EXIT)
 
 
-def _close(processes: list[subprocess.Popen[bytes]], closing: threading.Event, directory: Path) -> None:
+def _close(processes: list[subprocess.Popen[bytes]], closing: threading.Event) -> None:
     closing.set()
     for process in processes:
         process.kill()  # it has nothing that is worth waiting for
@@ -173,4 +171,3 @@ def _close(processes: list[subprocess.Popen[bytes]], closing: threading.Event, d
             if stream is not None:
                 with suppress(OSError):  # what it was not told any more
                     stream.close()
-    shutil.rmtree(directory, ignore_errors=True)

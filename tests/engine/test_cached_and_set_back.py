@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -58,29 +59,50 @@ def checked(engine: Engine, submits: list[Submit]) -> Outputs:
     return outputs
 
 
+# A request starts with 11 to 14 blocks and ends with 15 or 16. Two are too many for 21, of which they share 10, and for 28.
+TIGHT: dict[str, dict[str, object]] = {
+    "in chunks": {"token_budget": 13, "kv_memory": 1_224_000},
+    "without sharing": {"token_budget": 64, "prefix_cache": False, "kv_memory": 1_633_000},
+    "plainly": {"kv_memory": 1_224_000},
+}
+
+
+@functools.cache
+def unshared() -> Engine:
+    return shakespeare(prefix_cache=False)
+
+
+@functools.cache
+def alone(kind: str) -> dict[str, list[int]]:
+    tokens = {submit.id: finish_all(unshared(), [submit]).tokens[submit.id] for submit in requests(kind)}
+    assert len({tuple(text) for text in tokens.values()}) > 1
+    return tokens
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_are_the_same_alone_cached_chunked_and_set_back(kind: str) -> None:
-    submits = requests(kind)
-    single = shakespeare(prefix_cache=False)
-    alone = {submit.id: finish_all(single, [submit]).tokens[submit.id] for submit in submits}
-    assert len({tuple(tokens) for tokens in alone.values()}) > 1
-
-    roomy = shakespeare()
+def test_tokens_are_the_same_alone_together_and_cached(kind: str) -> None:
+    submits, roomy = requests(kind), shakespeare()
     together = checked(roomy, submits)
-    assert together.tokens == alone
+    assert together.tokens == alone(kind)
     assert all(together.done[submit.id].usage.cached_tokens >= 160 for submit in submits[1:])
-
     again = checked(roomy, submits)
-    assert again.tokens == alone and all(done.usage.cached_tokens >= 160 for done in again.done.values())
+    assert again.tokens == alone(kind) and all(done.usage.cached_tokens >= 160 for done in again.done.values())
     assert roomy.gauges().preemptions == {"shakespeare": 0}
 
-    # A request starts with 11 to 14 blocks and ends with 15 or 16. Two are too many for 21, of which they share 10, and for 28.
-    for settings in ({"token_budget": 13}, {"token_budget": 64, "prefix_cache": False, "kv_memory": 1_633_000}, {}):
-        tight = shakespeare(**{"kv_memory": 1_224_000} | settings)
-        set_back = checked(tight, submits)
-        assert set_back.tokens == alone
-        assert tight.gauges().preemptions["shakespeare"] > 0
-        assert tight.gauges().kv_blocks["shakespeare"][0] == 0
+
+def every_pair() -> list[object]:
+    """Of a kind and what is tight; where it is by turns, one for each kind, the rest are slow."""
+    turns = [(kind, way, i % len(TIGHT) == j) for i, kind in enumerate(KINDS) for j, way in enumerate(TIGHT)]
+    return [pytest.param(kind, way, marks=[] if turn else pytest.mark.slow) for kind, way, turn in turns]
+
+
+@pytest.mark.parametrize("kind,way", every_pair())
+def test_tokens_are_the_same_chunked_and_set_back(kind: str, way: str) -> None:
+    tight = shakespeare(**TIGHT[way])
+    set_back = checked(tight, requests(kind))
+    assert set_back.tokens == alone(kind)
+    assert tight.gauges().preemptions["shakespeare"] > 0
+    assert tight.gauges().kv_blocks["shakespeare"][0] == 0
 
 
 def test_a_batch_invariant_server_draws_from_the_same_bits_cached_and_set_back(tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def a_day(folder: Path, count: int) -> int:
 
 
 @pytest.mark.timeout(600)
-def test_150_requests_in_too_little_memory_get_what_each_would_alone(tmp_path: Path) -> None:
-    a_day(tmp_path / "text", 150)
+def test_80_requests_in_too_little_memory_get_what_each_would_alone(tmp_path: Path) -> None:
+    a_day(tmp_path / "text", 80)
 
 
 @pytest.mark.slow

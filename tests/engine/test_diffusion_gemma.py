@@ -133,16 +133,19 @@ def a_day() -> list[Submit]:
     return day
 
 
+@functools.cache
+def alone_through(folder: Path) -> dict[str, list[int]]:
+    engine = engine_of(folder, prefix_cache=False, batch_invariant=True)
+    return {request.id: finish_all(engine, [request]).tokens[request.id] for request in a_day()}
+
+
 @pytest.mark.parametrize("positions,set_back", [(1200, False), (112, False), (1200, True)])
 def test_tokens_depend_neither_on_the_batch_nor_on_shared_blocks_nor_on_memory(
     folder: Path, positions: int, set_back: bool
 ) -> None:
     reference(folder)
     day = a_day()
-    alone = {}
-    for request in day:
-        engine = engine_of(folder, prefix_cache=False, batch_invariant=True)
-        alone[request.id] = finish_all(engine, [request]).tokens[request.id]
+    alone = alone_through(folder)
     bytes_each = 2 * (2 * 16 + 32) * 2 * 4
     engine = engine_of(folder, str(positions * bytes_each), token_budget=40, batch_invariant=True)
     lane = engine.scheduler.lanes["m"]

@@ -142,8 +142,14 @@ def a_day(length: int) -> list[Submit]:
     for i, same in enumerate([0, 3, 8, 12, 13, 16, 20, 30, 32, 47, 48, 48]):
         prompt = stem[:same] + prompt_of(1 + i, i)
         parameters = {"block_length": length, "threshold": 0.4}
-        submits.append(submit(f"r{i}", prompt, 24 + i, parameters=parameters, temperature=0.9 * (i % 2), seed=i))
+        submits.append(submit(f"r{i}", prompt, 15 + i, parameters=parameters, temperature=0.9 * (i % 2), seed=i))
     return submits
+
+
+@functools.cache
+def alone_through(place: Path, length: int) -> dict[str, list[int]]:
+    engine = engine_of(place, prefix_cache=False)
+    return {request.id: finish_all(engine, [request]).tokens[request.id] for request in a_day(length)}
 
 
 @pytest.mark.parametrize(
@@ -156,10 +162,7 @@ def test_tokens_depend_neither_on_the_batch_nor_on_shared_blocks_nor_on_memory(
     reference(folder / name, name)
     length = LAYOUTS[name].config.get("block_size", 8)
     bytes_each = 3 * 2 * 2 * (12 if name == "fast_dllm" else 16) * 4
-    alone = {
-        request.id: finish_all(engine_of(folder / name, prefix_cache=False), [request]).tokens[request.id]
-        for request in a_day(length)
-    }
+    alone = alone_through(folder / name, length)
     engine = engine_of(folder / name, str(positions * bytes_each), kv_block=kv_block, token_budget=40)
     together = finish_all(engine, a_day(length))
     assert together.tokens == alone
@@ -241,21 +244,31 @@ def test_an_approximate_cache_is_one(folder: Path) -> None:
     assert texts[0] != texts[1] and texts[1] != texts[2]
 
 
-@pytest.mark.parametrize("name", ["llada", "dream"])
-@pytest.mark.parametrize("positions,set_back", [(1200, False), (112, False), (1200, True)])
-def test_tokens_of_a_whole_sequence_depend_neither_on_the_batch_nor_on_memory(
-    folder: Path, name: str, positions: int, set_back: bool
-) -> None:
-    reference(folder / name, name)
+def a_day_of_wholes() -> list[Submit]:
     stem = prompt_of(30)
-    day = [
+    return [
         submit(
             f"r{i}", stem[: 20 + i], 12 + 5 * i, "masked_diffusion", temperature=0.9 * (i % 2), seed=i,
             parameters={"cache": ("none", "prefix", "dual")[i % 3], "threshold": 0.3},
         )
         for i in range(9)
     ]  # fmt: skip
-    alone = {request.id: finish_all(engine_of(folder / name), [request]).tokens[request.id] for request in day}
+
+
+@functools.cache
+def wholes_alone(place: Path) -> dict[str, list[int]]:
+    engine = engine_of(place)
+    return {request.id: finish_all(engine, [request]).tokens[request.id] for request in a_day_of_wholes()}
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+@pytest.mark.parametrize("positions,set_back", [(1200, False), (112, False), (1200, True)])
+def test_tokens_of_a_whole_sequence_depend_neither_on_the_batch_nor_on_memory(
+    folder: Path, name: str, positions: int, set_back: bool
+) -> None:
+    reference(folder / name, name)
+    day = a_day_of_wholes()
+    alone = wholes_alone(folder / name)
     bytes_each = 3 * 2 * LAYOUTS[name].config.get("num_key_value_heads", 4) * 12 * 4
     engine = engine_of(folder / name, str(positions * bytes_each), token_budget=40)
     lane = engine.scheduler.lanes["m"]
@@ -334,7 +347,8 @@ def test_every_rule_fills_what_was_asked_for_by_itself_and_in_a_batch_that_is_se
         for i, rule in enumerate(RULES)
         for cache in (("none", "prefix", "dual") if whole else ("none",))
     ]  # fmt: skip
-    alone = {request.id: finish_all(engine_of(folder / name), [request]).tokens[request.id] for request in day}
+    single = engine_of(folder / name, prefix_cache=False)
+    alone = {request.id: finish_all(single, [request]).tokens[request.id] for request in day}
     assert all(len(tokens) == 19 and max(tokens) < KNOWN for tokens in alone.values())
     engine, outputs, ticks = engine_of(folder / name, "2MiB"), Outputs(), 0
     for request in day:

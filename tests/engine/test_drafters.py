@@ -13,7 +13,7 @@ from service.engine.messages import Sampling, Submit, TextWork
 from service.engine.validation import InvalidField, procedure_parameters
 from service.settings import Settings
 from tests.checkpoints import write_decoder
-from tests.engine.driving import finish_all, text_request
+from tests.engine.driving import Outputs, finish_all, text_request
 from tests.heads import write_eagle, write_medusa, write_mtp
 
 KINDS = {"mtp": "heads", "eagle": "heads", "medusa": "heads", "draft_model": "draft_model", "itself": "draft_model"}
@@ -51,26 +51,38 @@ def drafted(submit: Submit, kind: str, width: int = 1) -> Submit:
     return Submit(submit.id, submit.model, "speculative", parameters, submit.seed, submit.work, submit.arrived)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("drafters")
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Outputs:
+    """Without guesses, which is the same whoever could have made some."""
+    outputs = finish_all(engine_with(folder, "mtp"), submits())
+    assert not outputs.failed
+    return outputs
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_text_is_that_of_plain_decoding_alone_mixed_chunked_cached_and_set_back(kind: str, tmp_path: Path) -> None:
-    plain = finish_all(engine_with(tmp_path, kind), submits())
-    assert not plain.failed
+def test_the_text_is_that_of_plain_decoding_alone_mixed_chunked_cached_and_set_back(
+    kind: str, folder: Path, plain: Outputs
+) -> None:
     asked = [drafted(submit, kind) for submit in submits()]
-    engine = engine_with(tmp_path, kind)
+    engine = engine_with(folder, kind)
     for turn in ("first", "found in the cache"):
         together = finish_all(engine, asked)
         assert not together.failed and together.tokens == plain.tokens, turn
     assert sum(done.usage.drafted_tokens or 0 for done in together.done.values()) > 0
     assert together.done["alike1"].usage.cached_tokens >= 64
     half = [submit if i % 2 else drafted(submit, kind) for i, submit in enumerate(submits())]
-    assert finish_all(engine_with(tmp_path, kind, token_budget=24), half).tokens == plain.tokens
+    assert finish_all(engine_with(folder, kind, token_budget=24), half).tokens == plain.tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_is_set_back_in_the_middle_of_a_draft_writes_the_same(kind: str, tmp_path: Path) -> None:
-    plain = finish_all(engine_with(tmp_path, kind), submits())
+def test_who_is_set_back_in_the_middle_of_a_draft_writes_the_same(kind: str, folder: Path, plain: Outputs) -> None:
     block = {"medusa": 2, "mtp": 3, "eagle": 3, "draft_model": 4, "itself": 4}[kind] * 2 * 4 * 2 * 8 * 4
-    tight = engine_with(tmp_path, kind, f",kv_memory={36 * block}")
+    tight = engine_with(folder, kind, f",kv_memory={36 * block}")
     together = finish_all(tight, [drafted(submit, kind) for submit in submits()])
     assert not together.failed and together.tokens == plain.tokens
     assert tight.gauges().preemptions["text"] > 0
@@ -79,30 +91,31 @@ def test_who_is_set_back_in_the_middle_of_a_draft_writes_the_same(kind: str, tmp
 
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize("kind", ["mtp", "medusa", "draft_model"])
-def test_trees_of_guesses_give_the_text_of_plain_decoding_too(kind: str, width: int, tmp_path: Path) -> None:
-    plain = finish_all(engine_with(tmp_path, kind), submits())
+def test_trees_of_guesses_give_the_text_of_plain_decoding_too(
+    kind: str, width: int, folder: Path, plain: Outputs
+) -> None:
     mixed = [submit if i % 4 == 3 else drafted(submit, kind, width if i % 4 else 1) for i, submit in enumerate(submits())]
-    engine = engine_with(tmp_path, kind, token_budget=48)
+    engine = engine_with(folder, kind, token_budget=48)
     for turn in ("first", "found in the cache"):
         together = finish_all(engine, mixed)
         assert not together.failed and together.tokens == plain.tokens, turn
     block = {"medusa": 2, "mtp": 3, "draft_model": 4}[kind] * 2 * 4 * 2 * 8 * 4
-    tight = engine_with(tmp_path, kind, f",kv_memory={36 * block}")
+    tight = engine_with(folder, kind, f",kv_memory={36 * block}")
     together = finish_all(tight, [drafted(submit, kind, width) for submit in submits()])
     assert not together.failed and together.tokens == plain.tokens
     assert tight.gauges().preemptions["text"] > 0
     assert sum(done.usage.accepted_tokens or 0 for done in together.done.values()) > 0
 
 
-def test_a_model_that_drafts_for_itself_is_right_in_every_forward(tmp_path: Path) -> None:
+def test_a_model_that_drafts_for_itself_is_right_in_every_forward(folder: Path) -> None:
     work = TextWork(list(SHARED), 41, Sampling(temperature=1.0), ignore_eos=True)
     submit = Submit("x", "text", "speculative", {"drafter": "draft_model", "draft_tokens": 4, "adaptive": False}, 3, work, 0.0)
-    usage = finish_all(engine_with(tmp_path, "itself"), [submit]).done["x"].usage
+    usage = finish_all(engine_with(folder, "itself"), [submit]).done["x"].usage
     assert usage.accepted_tokens == usage.drafted_tokens and (usage.tokens_per_forward or 0) > 3.5
 
 
-def test_blocks_with_a_drafters_numbers_are_shared_by_its_requests_alone(tmp_path: Path) -> None:
-    engine = engine_with(tmp_path, "mtp")
+def test_blocks_with_a_drafters_numbers_are_shared_by_its_requests_alone(folder: Path) -> None:
+    engine = engine_with(folder, "mtp")
     work = TextWork([*SHARED, 1], 5, ignore_eos=True)
     plain = Submit("plain", "text", "autoregressive", {}, 1, work, 0.0)
     finish_all(engine, [plain])
@@ -112,8 +125,8 @@ def test_blocks_with_a_drafters_numbers_are_shared_by_its_requests_alone(tmp_pat
     assert (first.cached_tokens, second.cached_tokens, again.cached_tokens) == (0, 68, 68)
 
 
-def test_the_card_names_the_drafters_and_others_are_refused(tmp_path: Path) -> None:
-    card = engine_with(tmp_path, "eagle").models["text"].card
+def test_the_card_names_the_drafters_and_others_are_refused(folder: Path) -> None:
+    card = engine_with(folder, "eagle").models["text"].card
     assert card.drafters == ["ngram", "mask", "heads"]
     with pytest.raises(InvalidField, match="text has no drafter draft_model; it has: ngram, mask, heads"):
         procedure_parameters(card, {"name": "speculative", "drafter": "draft_model"})

@@ -28,7 +28,7 @@ def test_the_same_text_comes_with_masks(case: str, tmp_path: Path) -> None:
 
 
 def test_in_mixed_batches_and_set_back_too(tmp_path: Path) -> None:
-    submits = pairs(40, sampling=SAMPLING["filtered"], max_tokens=200, prompt_length=60)
+    submits = pairs(24, sampling=SAMPLING["filtered"], max_tokens=200, prompt_length=60)
     plain = finish_all(engine_on(tmp_path), submits)
     masked = [replace_procedure(s, "speculative", MASK) if i % 3 else s for i, s in enumerate(submits)]
     long = [text_request(f"long{i}", 50 + i, prompt_length=200) for i in range(2)]

@@ -162,7 +162,7 @@ def test_guesses_that_have_no_room_are_dropped_before_what_must_be_computed_is_c
 
 
 def test_trees_in_forwards_with_others_and_set_back_change_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    submits = pairs(40, sampling=SAMPLING["filtered"], max_tokens=200, prompt_length=60)
+    submits = pairs(24, sampling=SAMPLING["filtered"], max_tokens=200, prompt_length=60)
     plain = finish_all(engine_on(tmp_path), submits)
     install(monkeypatch, branching(oracle(texts(submits, plain), 0.8, 264), range(264), 24))
     mixed = [speculative(s, width=4 if i % 3 == 1 else 1) if i % 3 else s for i, s in enumerate(submits)]

@@ -58,7 +58,7 @@ def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
 
     def ask() -> None:
         response = httpx.post(
-            small.url + "/v1/generate", json={**SLOW_IMAGE, "procedure": {"name": "euler", "steps": 150}}, timeout=60
+            small.url + "/v1/generate", json={**SLOW_IMAGE, "procedure": {"name": "euler", "steps": 80}}, timeout=60
         )
         answers.append(response.status_code)
         if response.status_code == 429:

