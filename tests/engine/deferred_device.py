@@ -37,6 +37,7 @@ class DeferredPending:
             self.result = self._work()
         except Exception as error:
             self.failed, self.error = True, error
+            self._device.broken += [error] if isinstance(error, AssertionError) else []
 
     def wait(self, seconds: float) -> bool:
         return self._device.reach(self, self._line, patience=seconds)
@@ -54,7 +55,8 @@ class DeferredPending:
 
 class DeferredDevice:
     """In the thread that waits for it, as late as can be and then, as `rng` has it, with some or all of what was launched later;
-    or, `threaded`, in a thread a line of its own with random delays."""
+    or, `threaded`, in a thread a line of its own with random delays. What a worker finds `broken` would go unseen otherwise: the
+    engine runs again what has failed."""
 
     def __init__(self, seed: int = 0, threaded: bool = False) -> None:
         self._rng = random.Random(seed)
@@ -63,6 +65,7 @@ class DeferredDevice:
         self._futures: dict[DeferredPending, Future[None]] = {}
         self.open: dict[bool, list[DeferredPending]] = {False: [], True: []}
         self.overlapped = 0
+        self.broken: list[AssertionError] = []
 
     def launch(self, work: Callable[[], Pending[Any] | list[Any]], aside: bool) -> DeferredPending:
         line = self._lines[aside]
