@@ -234,7 +234,8 @@ def _device(spec: ModelSpec, hosting: Hosting) -> torch.device:
     name = spec.device or hosting.device
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        # With its number: "cuda" and "cuda:0" are one device, with one memory and one order of forwards.
+        device = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(f"{spec.name}: device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
