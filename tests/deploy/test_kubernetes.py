@@ -138,6 +138,12 @@ def test_a_pod_has_time_to_drain_before_it_is_killed(kinds: dict[str, Manifest])
     assert {name.removeprefix("STRIDE_").lower() for name in settings} <= set(Settings.model_fields)
 
 
+def test_a_service_of_this_name_gives_pods_no_settings(kinds: dict[str, Manifest]) -> None:
+    """Kubernetes sets NAME_PORT=tcp://... and the like for every service of the namespace, over what the image says."""
+    prefix = kinds["Service"]["metadata"]["name"].upper().replace("-", "_") + "_"
+    assert prefix == Settings.model_config["env_prefix"] and pod(kinds)["enableServiceLinks"] is False
+
+
 def test_a_pod_may_do_nothing_that_it_need_not(kinds: dict[str, Manifest]) -> None:
     spec, each = pod(kinds), container(kinds)
     assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
