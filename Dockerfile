@@ -82,6 +82,6 @@ USER 10001:10001
 FROM runtime AS cuda
 ENV STRIDE_DEVICE=cuda \
     CC=/opt/stride/triton/cc \
-    TRITON_CACHE_DIR=/tmp/triton
+    TRITON_CACHE_DIR=/home/stride/.cache/triton
 COPY --from=build-cuda /opt/stride /opt/stride
 USER 10001:10001

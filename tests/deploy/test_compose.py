@@ -77,6 +77,13 @@ def test_variables_of_the_service_are_settings() -> None:
     assert {name.removeprefix("STRIDE_").lower() for name in names} <= set(Settings.model_fields)
 
 
+def test_what_triton_loads_lies_where_code_may_be_loaded_from() -> None:
+    """Docker mounts a tmpfs noexec, and Triton loads its bridge to the driver out of its cache."""
+    (place,) = re.findall(r"TRITON_CACHE_DIR=(\S+)", DOCKERFILE)
+    assert not any(place.startswith(mounted) for mounted in SERVICES["stride"]["tmpfs"])
+    assert SERVICES["stride"]["read_only"] and any(place.startswith(mounted) for _, mounted in mounts(SERVICES["stride"]))
+
+
 def test_it_is_not_killed_before_it_had_time_to_drain() -> None:
     needed = SETTINGS.drain_seconds + 2 * drain.LAST_WORDS_SECONDS + STOP_SECONDS
     assert int(SERVICES["stride"]["stop_grace_period"].removesuffix("s")) >= needed
