@@ -106,7 +106,9 @@ class Metrics:
         self._models: dict[str, str] = {}
 
     def served(self, models: Sequence[ModelCard], procedures: Sequence[ProcedureCard]) -> None:
-        """These are loaded. Their counters stand at 0 from now on: one that appears with its first event is not seen to rise."""
+        """An engine has loaded these, and counts from 0. Their counters stand at 0 or where they were from now on: one that
+        appears with its first event is not seen to rise."""
+        self._counted.clear()
         axes = {each.name: each.axes[0] if len(each.axes) == 1 else "both" for each in procedures}
         self._models = {card.name: card.kind for card in models}
         for card in models:
@@ -187,7 +189,6 @@ class Metrics:
         self._restarts = restarts
         self.limit.set(limit)
         if not up:
-            self._counted.clear()
             self._forget()
 
     def _forget(self) -> None:

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from service.engine.reports import Gauges
+from service.metrics import Metrics
 from tests.http.server import Server
 
 NAMES = [
@@ -35,6 +37,19 @@ NAMES = [
     "engine_restarts_total",
     "build_info",
 ]
+
+
+def test_counts_of_an_engine_that_was_started_again_are_added_also_where_nobody_looked_meanwhile() -> None:
+    metrics = Metrics()
+
+    def report(missed: int) -> None:
+        metrics.observe(Gauges({}, {}, {}, 0.0, {"shapes": missed}, {}, 0))
+
+    for counted in ([1, 3], [2, 2]):
+        metrics.served([], [])
+        for missed in counted:
+            report(missed)
+    assert metrics.registry.get_sample_value("stride_deadlines_missed_total", {"model": "shapes"}) == 3 + 2
 
 
 def test_every_metric_of_the_contract_is_there(server: Server) -> None:
