@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -218,7 +219,7 @@ class EngineClient:
         outbox.bind(f"ipc://{directory}/in")
         settings = self._settings.model_copy(update={"api_key": None})
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "service.engine.process", str(directory), settings.model_dump_json()
+            sys.executable, "-m", "service.engine.process", str(directory), settings.model_dump_json(), str(os.getpid())
         )
         receiver = asyncio.create_task(self._receive(inbox))
         try:

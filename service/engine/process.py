@@ -1,6 +1,6 @@
 """The engine's own process: two ZeroMQ sockets of a private directory, and the loop between them.
 
-Run as `python -m service.engine.process DIRECTORY SETTINGS_JSON`.
+Run as `python -m service.engine.process DIRECTORY SETTINGS_JSON PARENT`, the id of the process that it is not to outlive.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("stride.engine")
 class EngineProcess:
     """Moves messages between the sockets and the engine until told to stop, or until its parent is gone."""
 
-    def __init__(self, directory: Path, engine: Engine) -> None:
+    def __init__(self, directory: Path, engine: Engine, parent: int) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._inbox = context.socket(zmq.PULL)
         self._inbox.setsockopt(zmq.RCVHWM, 0)
@@ -42,7 +42,7 @@ class EngineProcess:
         self._engine = engine
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
-        self._parent = os.getppid()
+        self._parent = parent
         self._running = True
 
     def run(self) -> None:
@@ -84,7 +84,7 @@ class EngineProcess:
 
 
 def main() -> int:
-    directory, settings_json = sys.argv[1:]
+    directory, settings_json, parent = sys.argv[1:]
     # A terminal and a service manager send these to every process of a group: only the front end knows what is to be finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -95,7 +95,7 @@ def main() -> int:
     except ModelError as error:
         log.error("%s", error)
         return 3
-    EngineProcess(Path(directory), engine).run()
+    EngineProcess(Path(directory), engine, int(parent)).run()
     return 0
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import Settings
+
 
 def serve(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", *arguments]
@@ -40,3 +42,11 @@ def test_a_folder_of_an_unknown_architecture_ends_the_server_with_the_reason(tmp
 def test_a_setting_that_makes_no_sense_is_named(arguments: tuple[str, ...], variables: dict[str, str], words: str) -> None:
     ended = serve(*arguments, **variables)
     assert ended.returncode == 2 and words in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_an_engine_whose_server_was_killed_while_it_loaded_its_models_ends_too(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    settings = Settings.model_validate({"models": ["shakespeare"]}).model_dump_json()
+    command = [sys.executable, "-m", "service.engine.process", str(tmp_path), settings, str(gone.pid)]
+    assert subprocess.run(command, timeout=60).returncode == 0
