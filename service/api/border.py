@@ -59,6 +59,8 @@ class Border:
                     await self._answered(call, scope, receive, named_send)
         except Exception:
             # The answer to a defect is made outside of this.
+            if call.status is None and call.path.startswith("/v1/"):
+                self._refused(500)
             call.status, call.code = call.status or 500, "internal_error"
             raise
         finally:

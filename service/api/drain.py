@@ -15,6 +15,7 @@ log = logging.getLogger("stride.drain")
 CODE = "draining"
 LAST_WORDS_SECONDS = 5.0
 """For errors to reach their clients, and again for what had to be cut."""
+UNSENT_POLL_SECONDS = 0.05
 REFUSED = "the server is shutting down and takes no new requests"
 ENDED = "the server is shutting down and could not finish the request in time; it can be sent again"
 
@@ -38,8 +39,9 @@ class Drain:
         self._seconds = seconds
         self._notice = notice
 
-    async def run(self) -> None:
-        """Returns when every request has its answer, or was told that it gets none."""
+    async def run(self, unsent: Callable[[], bool] = lambda: False) -> None:
+        """Returns when every request has its answer, or was told that it gets none. `unsent` tells whether a part of an answer
+        is still to be sent, for which as long is waited as for the answer."""
         self.begun = True
         began = time.monotonic()
         log.info("draining: %d requests have %g s to finish, new ones are refused", len(self._in_flight), self._seconds)
@@ -49,6 +51,8 @@ class Drain:
             if not await self._in_flight.idle(LAST_WORDS_SECONDS):
                 self._in_flight.cut()
                 await self._in_flight.idle(LAST_WORDS_SECONDS)
+        while unsent() and time.monotonic() < began + self._seconds + 2 * LAST_WORDS_SECONDS:
+            await asyncio.sleep(UNSENT_POLL_SECONDS)
         await asyncio.sleep(max(0.0, began + self._notice - time.monotonic()))
         if self._in_flight:
             log.error("%d clients do not read their answers, which are cut", len(self._in_flight))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from urllib.parse import quote
 
 from service.api.call import Call
 from service.api.running import total
@@ -14,6 +15,7 @@ log = logging.getLogger("stride.request")
 QUIET = ("/health", "/metrics", "/static/")
 """What is asked every few seconds by machines, or by browsers beside a page: its lines are at level debug."""
 PATH_CHARACTERS = 200
+METHOD_CHARACTERS = 20
 COUNTS = (
     "prompt_tokens", "cached_tokens", "generated_tokens", "forwards", "nfe", "planned_nfe", "queue_seconds",
     "first_output_seconds",
@@ -27,7 +29,9 @@ def log_call(call: Call, trace_id: str | None = None) -> None:
     status = call.failure[0] if call.failure is not None else call.status or 200
     level = logging.WARNING if status >= 500 and not quiet else logging.DEBUG if quiet else logging.INFO
     if log.isEnabledFor(level):
-        log.log(level, "%s %s", call.method, call.route or call.path[:PATH_CHARACTERS], extra={FIELDS: fields(call, trace_id)})
+        # Percent signs again, as it came: no line break or sign of a terminal gets from an address into a line.
+        path = call.route or quote(call.path)[:PATH_CHARACTERS]
+        log.log(level, "%s %s", call.method[:METHOD_CHARACTERS], path, extra={FIELDS: fields(call, trace_id)})
 
 
 def fields(call: Call, trace_id: str | None = None) -> dict[str, object]:

@@ -15,9 +15,10 @@ log = logging.getLogger("stride.drain")
 
 class DrainingServer(uvicorn.Server):
     """On the first SIGTERM or SIGINT it goes on listening while `drain` lasts, so that health checks and new requests get an
-    answer, and stops then. A second signal ends it at once. `signal` is the one that did, else None."""
+    answer, and stops then; `drain` is given `unsent`. A second signal ends it at once. `signal` is the one that did, else
+    None."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Callable[[Callable[[], bool]], Awaitable[None]]) -> None:
         super().__init__(config)
         self.signal: int | None = None
         self._drain = drain
@@ -42,12 +43,17 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
         self._told = True
 
+    def unsent(self) -> bool:
+        """Whether a part of an answer is still in the memory of this process: a client or its network is slow."""
+        transports = [getattr(connection, "transport", None) for connection in self.server_state.connections]
+        return any(transport.get_write_buffer_size() for transport in transports if transport is not None)
+
     def _begin(self) -> None:
         self._draining = asyncio.create_task(self._drained())
 
     async def _drained(self) -> None:
         try:
-            await self._drain()
+            await self._drain(self.unsent)
         except Exception:
             log.exception("a defect: the requests in flight could not be waited for")
         finally:
