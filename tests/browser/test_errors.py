@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.driving import Visit
 from tests.http.server import Server
@@ -79,6 +79,32 @@ def test_a_server_that_does_not_answer_is_told_from_one_that_refuses(visit: Visi
     alert.get_by_role("button", name="Try again").click()
     expect(alert).to_contain_text("The server is shutting down")
     expect(alert).to_contain_text("The server asks to wait 7 s.")
+
+
+def test_trying_again_gives_up_what_still_runs_beside_the_one_that_failed(visit: Visit) -> None:
+    queue_full = {"error": {"message": "the queue is full", "type": "rate_limit_error", "param": None, "code": "queue_full"}}
+    left = [queue_full]
+
+    def answer(route: Route) -> None:
+        if left:
+            route.fulfill(status=429, json=left.pop())
+        else:
+            route.continue_()
+
+    visit.page.route("**/v1/generate", answer)
+    visit.page.locator("#compare").check()
+    visit.ask(max_tokens=1900, ignore_eos=True)
+    visit.run()
+    visit.until("running")
+    visit.page.get_by_role("button", name="Try again").click()
+    visit.until("running", 2)
+    assert [one.method for one in visit.asked].count("DELETE") == 1, "the one that ran is not seen any more, and runs on"
+    assert len(visit.bodies()) == 4
+    # It has ended meanwhile, which must not look like the end of these.
+    expect(visit.page.locator("#run")).to_be_disabled()
+    visit.page.click("#cancel")
+    visit.until("cancelled", 2)
+    expect(visit.page.locator("#run")).to_be_enabled()
 
 
 def test_the_key_is_asked_for_used_and_written_nowhere(browser: object, tmp_path: Path) -> None:

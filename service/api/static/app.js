@@ -16,6 +16,7 @@ const RETRY_MS = 1000;
 const announcer = new Announcer(byId("announcements"));
 let composer = null;
 let runs = [];
+let going = null;
 
 /** Loads what is served; asks for a key, or again a little later, where the server wants that. */
 async function begin() {
@@ -74,13 +75,21 @@ async function run() {
   working(true);
   announcer.say(`Running ${plans.map((plan) => plan.procedure.name.replaceAll("_", " ")).join(" and ")}.`);
   if (matchMedia("(max-width: 60rem)").matches) byId("stage").scrollIntoView({ block: "start" });
-  await Promise.all(plans.map((plan, i) => follow(plan, panes[i], i, model)));
+  going = Promise.all(plans.map((plan, i) => follow(plan, panes[i], i, model)));
+  await going;
   working(false);
   const ended = panes.filter((pane) => pane.element.dataset.state === "done");
   if (ended.length) announcer.say(`Finished. ${ended.map((pane) => pane.summary()).join(". ")}`);
   if (ended.length === 2) {
     byId("verdict").textContent = compared(...panes.map((pane, i) => outcome(pane, plans[i], model)));
   }
+}
+
+/** Runs once more; what still runs beside the one that failed is given up first. */
+async function again() {
+  await cancelAll();
+  await going;
+  if (!byId("run").disabled) run();
 }
 
 const outcome = (pane, plan, model) => ({
@@ -104,8 +113,8 @@ async function follow(plan, pane, index, model) {
     if (pane.element.dataset.state === "cancelled") announcer.say(`Cancelled. ${pane.summary()}`);
   } catch (error) {
     if (!(error instanceof ServerError)) throw error;
-    const box = pane.fail(error, run);
-    if (error.status === 401) askForKey(run);
+    const box = pane.fail(error, again);
+    if (error.status === 401) askForKey(again);
     else if (!composer.refuse(error.param, explained(error).message, index)) box.focus();
   } finally {
     runs = runs.filter((one) => one !== own);
