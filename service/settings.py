@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     models: list[str] = Field(["shakespeare", "shapes"], description="embedded names or NAME=PLACE, each with [,key=value...]")
-    api_key: str | None = Field(None, description="when set, requests need `Authorization: Bearer KEY`")
+    api_key: str | None = Field(None, min_length=1, description="when set, requests need `Authorization: Bearer KEY`")
     device: str = "cpu"
     threads: int = Field(0, ge=0, description="CPU threads of a forward; 0: all for long ones, one less for short ones")
     batch_invariant: bool = Field(False, description="bit-for-bit results whatever the batch, at a cost in speed")

@@ -37,6 +37,7 @@ def test_a_folder_of_an_unknown_architecture_ends_the_server_with_the_reason(tmp
         ((), {"STRIDE_MODELS": "shapes"}, "models"),
         (("--log-level", "silly"), {}, "log_level"),
         (("--max-waiting", "none"), {}, "max_waiting"),
+        ((), {"STRIDE_API_KEY": ""}, "api_key"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(arguments: tuple[str, ...], variables: dict[str, str], words: str) -> None:
