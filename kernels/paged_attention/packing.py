@@ -121,7 +121,7 @@ def _sweeps(rows: np.ndarray, kind: LayerKind, programs: int, invariant: bool) -
     split = INVARIANT_SPLIT
     if not invariant:
         work = sum(int((tile[:, 5] - tile[:, 3]).sum()) for tile in tiles)
-        share = work // max(1, programs // kind.kv_heads)
+        share = -(-work // max(1, programs // kind.kv_heads))
         split = max(SHORTEST_SPLIT, -(-share // ALIGNED) * ALIGNED)
     return _split(tiles[0], split), _split(tiles[1], split)
 

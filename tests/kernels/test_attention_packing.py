@@ -73,6 +73,14 @@ def test_a_decoding_layout_holds_every_batch_of_its_size() -> None:
         pack_plans([Plan(i, 1, 0, [0]) for i in range(17)], 16, kinds, 132, layout=room)
 
 
+def test_a_decoding_layout_holds_one_row_of_any_length() -> None:
+    kind = LayerKind(None, 8, 1, 64, 2)
+    blocks = range(10_000)
+    room = Layout.decoding(1, len(blocks), [kind], 528)
+    for stop in (135_168, 135_681, 135_900, 150_000):
+        pack_plans([Plan(0, 1, stop - 1, blocks)], 16, [kind], 528, layout=room)
+
+
 def test_long_contexts_are_split_for_all_programs_and_short_ones_are_not() -> None:
     kind = LayerKind(None, 32, 8, 128, 2)
     (long,) = pack_plans([Plan(0, 1, 99_999, range(6250))], 16, [kind], 528).sweeps(kind)
