@@ -63,6 +63,7 @@ def plain_logprobs(logits: Tensor, row: Tensor, chosen: Tensor, most: int, never
     likeliest there without `never`, which are no tokens: [E], [E, most], and their ids [E, most]."""
     logprobs = torch.log_softmax(logits[row], dim=-1)
     own = logprobs.gather(1, chosen[:, None])[:, 0]
-    logprobs[:, never] = float("-inf")
+    # Not logprobs[:, never] = ..., which brings the number to a GPU by a copy that the host waits for.
+    logprobs.index_fill_(1, never, float("-inf"))
     top, tokens = logprobs.topk(min(most, logprobs.shape[1]), dim=-1)
     return own, top, tokens

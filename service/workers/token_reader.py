@@ -121,7 +121,7 @@ class TokenReader:
 
     def _adjust(self, draws: Sequence[Draws], numbers: Sequence[int], logits: Tensor) -> None:
         """What is never drawn, penalties, biases and grammars, each for all the rows that have them at once."""
-        logits[:, self._never] = float("-inf")
+        logits.index_fill_(1, self._never, float("-inf"))
         positions = [number & 0xFFFFFFFF for number in numbers]
         penalised = [(i, draw.penalties) for i, draw in enumerate(draws) if draw.penalties is not None]
         if penalised:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from service.models.latent_network import Adapters, Condition, GuidanceInput, classifier_free
 from service.models.lora import LoraAdapters
@@ -169,9 +170,9 @@ def padded(conditions: Sequence[Condition], name: str) -> tuple[Tensor, Tensor]:
     """Tensors [T, width] of all lengths as [R, longest, width] with zeros behind, and which positions are real: bool
     [R, longest]."""
     rows = [condition.tensors[name] for condition in conditions]
-    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
-    together = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return together, torch.arange(together.shape[1], device=together.device) < lengths[:, None]
+    # Not by a tensor of lengths, which would be brought to a GPU by a copy that the host waits for.
+    real = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
+    return pad_sequence(rows, batch_first=True), pad_sequence(real, batch_first=True)
 
 
 def around(side: int, multiple_of: int, longest: int | None = None) -> SizeRule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -53,5 +54,11 @@ class StableDiffusionXL(UNetPipeline):
     def additions(self, x: Tensor, conditions: Sequence[Condition]) -> dict[str, Tensor]:
         """The text's summary, and the sizes before and after cropping with the corner of the crop: nothing was cut off."""
         height, width = x.shape[2] * self.pixels, x.shape[3] * self.pixels
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x.device)
-        return {"text_embeds": stacked(conditions, "pooled"), "time_ids": sizes.repeat(len(x), 1)}
+        return {"text_embeds": stacked(conditions, "pooled"), "time_ids": _sizes(height, width, x.device).repeat(len(x), 1)}
+
+
+@lru_cache(maxsize=64)
+def _sizes(height: int, width: int, device: torch.device) -> Tensor:
+    """Brought to a device once: a forward on its way would wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
