@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,8 @@ from service.models.latent_network import Adapters, Condition, LatentNetwork, Pa
 from service.models.reuse_memory import Reuse
 from service.workers.graphs import Capture, CapturedRows
 
+log = logging.getLogger("stride.models")
+
 SIZES = (1, 2, 3, 4, 6, 8)
 """Rows: a larger forward keeps a GPU busy longer than the host needs for it."""
 MOST_SHAPES = 8
@@ -19,13 +22,23 @@ MOST_SHAPES = 8
 
 class DenoisingGraphs:
     """Of networks whose conditions are tensors of one shape. A graph belongs to one size of pictures, and is captured the first
-    time that a forward of its size comes."""
+    time that a forward of its size comes, unless that was prepared. Pictures of a size whose evaluation cannot be captured, as
+    where memory is short, are evaluated as they are."""
 
     def __init__(self, network: PackableNetwork, device: torch.device, capture: Capture) -> None:
         self._network = network
         self._device = device
         self._capture = capture
-        self._graphs: dict[tuple[int, ...], CapturedRows] = {}
+        self._graphs: dict[tuple[int, ...], CapturedRows | None] = {}
+
+    def prepare(self) -> None:
+        """Capture whatever number of rows is still missing of the sizes of pictures that came so far."""
+        for shape, graphs in list(self._graphs.items()):
+            try:
+                if graphs is not None:
+                    graphs.prepare()
+            except RuntimeError as error:
+                self._give_up(shape, error)
 
     def evaluate(
         self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, conditions: Sequence[Condition], adapters: Sequence[Adapters],
@@ -36,16 +49,25 @@ class DenoisingGraphs:
         if len(x) > SIZES[-1] or any(adapters) or any(reuse):
             return None
         packed = self._network.pack(conditions)
-        graphs = self._graphs.get(x.shape[1:])
-        if graphs is None:
+        shape = x.shape[1:]
+        if shape not in self._graphs:
             if len(self._graphs) == MOST_SHAPES:
                 return None
             padding = [torch.zeros_like(tensor[0]) for tensor in (x, t, s, guidance, *packed)]
             # Time 0 may be a border where an equation ends; any time in between will do.
             padding[1].fill_(0.5)
             padding[2].fill_(0.5)
-            graphs = self._graphs[x.shape[1:]] = CapturedRows(self._evaluate, padding, SIZES, self._capture)
-        return graphs(x, t, s, guidance, *packed)
+            self._graphs[shape] = CapturedRows(self._evaluate, padding, SIZES, self._capture)
+        graphs = self._graphs[shape]
+        try:
+            return None if graphs is None else graphs(x, t, s, guidance, *packed)
+        except RuntimeError as error:
+            self._give_up(shape, error)
+            return None
+
+    def _give_up(self, shape: tuple[int, ...], error: RuntimeError) -> None:
+        log.warning("evaluations of latents of %s are not captured: %s", tuple(shape), str(error).splitlines()[0])
+        self._graphs[shape] = None
 
     def _evaluate(self, rows: int, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, *packed: Tensor) -> Tensor:
         return self._network.evaluate_packed(x, t, s, guidance, *packed)

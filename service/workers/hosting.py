@@ -139,9 +139,19 @@ def host_all(texts: Sequence[str], hosting: Hosting) -> list[TextHost | ImageHos
     for device in dict.fromkeys(devices):
         streams_of(device).settle()
     for one in hosts:
-        if isinstance(one, TextHost) and one.worker.device.type == "cuda" and hosting.graphs:
-            one.worker.capture(hosting.rows, CudaCapture(one.worker.device))
+        if isinstance(one, ImageHost):
+            one.worker.prepare()
+        elif one.worker.device.type == "cuda" and hosting.graphs:
+            _capture(one, hosting)
     return hosts
+
+
+def _capture(one: TextHost, hosting: Hosting) -> None:
+    """Served without, where it cannot be done: memory is short, or the network looks at numbers on its way."""
+    try:
+        one.worker.capture(hosting.rows, CudaCapture(one.worker.device))
+    except RuntimeError as error:
+        log.warning("%s: its decode forwards are not captured: %s", one.name, str(error).splitlines()[0])
 
 
 def _planned(own: Sequence[TextHost | ImageHost | _Unsized], device: torch.device, hosting: Hosting) -> MemoryPlan:

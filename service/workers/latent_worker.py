@@ -68,6 +68,13 @@ class LatentWorker:
         self._conditions = Conditions(network, device)
         self._graphs = denoising_graphs(network, device, capture)
 
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture what a forward would capture when it comes, of the sizes of pictures that were evaluated so far."""
+        if self._graphs is not None:
+            with self._streams.main():
+                self._graphs.prepare()
+
     def run(self, moves: Sequence[LatentMove]) -> list[LatentOutcome]:
         """Moves of one stage and, unless they encode, of one size. An outcome a move, or why it failed."""
         return self.launch(moves).outcomes()
@@ -80,7 +87,7 @@ class LatentWorker:
         Latents are written back only after the whole batch was computed, so a forward that raises changes nothing.
         """
         if isinstance(moves[0], ScoreMove):
-            return Launched(Span(self.device), partial(_scores, moves))
+            return Launched(None, partial(_scores, moves))
         if isinstance(moves[0], EncodeMove | DecodeMove):
             line = "encode" if isinstance(moves[0], EncodeMove) else "decode"
             with self._streams.beside(line) as aside:
@@ -148,8 +155,9 @@ class LatentWorker:
         if estimate is not None:
             _keep(moves, estimate)
         x = self._kept(moves, x, shape)
+        finish = self._shown(moves, x, estimate)
         self.store[slots, :, :size] = torch.stack((x, h1, h2), dim=1).flatten(2)
-        return self._shown(moves, x, estimate)
+        return finish
 
     def _begun(self, moves: list[RefineMove], shape: tuple[int, ...]) -> Tensor:
         """First states alpha x0 + sigma eps [R, C, H, W]; without a given picture they are noise alone."""

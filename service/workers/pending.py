@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -55,32 +55,40 @@ class Span:
             self._end.synchronize()
 
     def seconds(self) -> float | None:
+        """Waits until it is over."""
+        self.wait()
         return self._begin.elapsed_time(self._end) / 1000 if self._cuda else None
 
 
 class Launched(Generic[T]):
-    """What a worker of this project gives: `finish` reads what was fetched, when the `span` is over. It holds all that the
-    device still reads and writes, so that no memory of it is given to others meanwhile."""
+    """What a worker of this project gives: `finish` reads what was fetched, when the `span` is over; without one the work is the
+    host's, and is done then. It holds all that the device still reads and writes, so that no memory of it is given to others
+    meanwhile. `later` are stretches that `finish` adds, of what the device did only then, and has been waited for."""
 
-    def __init__(self, span: Span, finish: Callable[[], list[T]], aside: bool = False) -> None:
+    def __init__(
+        self, span: Span | None, finish: Callable[[], list[T]], aside: bool = False, later: Sequence[Span] = ()
+    ) -> None:  # fmt: skip
         self.aside = aside
         self._span = span
         self._finish = finish
+        self._later = later
 
     def wait(self, seconds: float) -> bool:
         until = time.monotonic() + seconds
-        while not self._span.over():
+        while self._span is not None and not self._span.over():
             if time.monotonic() >= until:
                 return False
             time.sleep(POLL_SECONDS)
         return True
 
     def outcomes(self) -> list[T]:
-        self._span.wait()
+        if self._span is not None:
+            self._span.wait()
         return self._finish()
 
     def seconds(self) -> float | None:
-        return self._span.seconds()
+        first = None if self._span is None else self._span.seconds()
+        return None if first is None else first + sum(span.seconds() or 0.0 for span in self._later)
 
 
 def fetched(tensor: Tensor) -> Tensor:

@@ -115,13 +115,17 @@ class TokenWorker:
             self._last = unread
             carried = self._carried(moves, output.logits)
             span.close()
-        return Launched(span, lambda: self._outcomes(moves, sound, unread, carried, drafters, output.states))
+        later = list[Span]()
+        return Launched(
+            span, lambda: self._outcomes(moves, sound, unread, carried, drafters, output.states, later), later=later
+        )  # fmt: skip
 
     @torch.inference_mode()
     def _outcomes(
         self, moves: Sequence[TokenMove], sound: Tensor, unread: Unread, carried: Mapping[int, Tensor],
-        drafters: Mapping[str, Drafter], states: Tensor | None,
+        drafters: Mapping[str, Drafter], states: Tensor | None, later: list[Span],
     ) -> list[TokenOutcome]:  # fmt: skip
+        """`later` is given the stretch in which drafters guessed, if they did: behind one that did not is nothing to wait for."""
         with self._streams.main():
             outcomes = unread.outcomes()
             for i, tensor in carried.items():
@@ -129,8 +133,12 @@ class TokenWorker:
                 outcomes[i] = replace(outcome, carried=tensor) if isinstance(outcome, TokenRead) else outcome
             self._check(moves, outcomes, sound.tolist())
             self._settle(moves, outcomes)
+            span = Span(self.device)
             for name, drafter in drafters.items():
                 self._draft(name, drafter, moves, outcomes, states)
+            span.close()
+            if any(isinstance(outcome, TokenRead) and outcome.draft is not None for outcome in outcomes):
+                later.append(span)
         return outcomes
 
     def _inputs(self, moves: Sequence[TokenMove], packed: PackedRows) -> Tensor | None:

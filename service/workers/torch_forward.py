@@ -85,8 +85,9 @@ class TorchForward:
             return
         pool = self._cache.pool
         entries = min(rows * pool.blocks, 2 * pool.blocks + rows)
-        self._graphs = DecodingGraphs(self._network, self._cache, self._packer, rows, entries, capture)
-        self._graphs.prepare()
+        graphs = DecodingGraphs(self._network, self._cache, self._packer, rows, entries, capture)
+        graphs.prepare()
+        self._graphs = graphs
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self._network.embed(tokens)

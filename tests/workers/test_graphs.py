@@ -87,6 +87,38 @@ def test_pictures_are_the_same_whether_their_evaluations_are_captured(count: int
         assert (pixels(captured, each.id) == pixels(plain, each.id)).all()
 
 
+def test_what_cannot_be_captured_is_evaluated_as_it_is() -> None:
+    class Short(CalledAgain):
+        def __call__(self, function: Any) -> Any:
+            self.captures += 1
+            raise torch.OutOfMemoryError("no memory is left")
+
+    network, capture = PackingToy(), Short()
+    engine, requests = engine_of(network), [request("r0", seed=1)]
+    served = engine.models["toy"]
+    worker = LatentWorker(network, BlockPool(64), torch.device("cpu"), Threads.of(1), capture=capture)
+    engine.models["toy"] = type(served)(served.card, served.lane, worker)
+    outputs, plain = finish_all(engine, requests), finish_all(engine_of(PackingToy()), requests)
+    assert (pixels(outputs, "r0") == pixels(plain, "r0")).all()
+    worker.prepare()
+    assert capture.captures == 1, "once is enough to know"
+
+
+def test_sizes_of_pictures_that_were_seen_can_be_prepared() -> None:
+    network, capture = PackingToy(), CalledAgain()
+    engine = engine_of(network)
+    served = engine.models["toy"]
+    worker = LatentWorker(network, BlockPool(64), torch.device("cpu"), Threads.of(1), capture=capture)
+    engine.models["toy"] = type(served)(served.card, served.lane, worker)
+    worker.prepare()
+    assert capture.captures == 0
+    finish_all(engine, [request("r0")])
+    worker.prepare()
+    assert capture.captures == len(SIZES)
+    finish_all(engine, [request(f"s{i}", seed=i) for i in range(3)])
+    assert capture.captures == len(SIZES)
+
+
 def test_captions_of_all_lengths_are_one_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.models.flow_serving.library", lambda: None)
     write_flow_transformer(tmp_path / "image")
