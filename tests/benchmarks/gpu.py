@@ -1,4 +1,4 @@
-"""What the kernels and whole models reach on a GPU: `python -m tests.benchmarks.gpu --kernels --models`.
+"""What the kernels and whole models reach on a GPU: `python -m tests.benchmarks.gpu`, or one of both: `--kernels`, `--models`.
 
 Prints markdown with date and hardware; `--append` also adds it to `results.md`. Everything that is compared runs on one card
 in one run. `--small --device cpu` goes through all of it at toy sizes, which shows that it works; figures need a GPU.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,11 @@ from pathlib import Path
 
 import torch
 
+# Read when triton is imported: without a GPU its kernels run in its interpreter.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
+import tests.kernels.interpreter  # noqa: F401
+from kernels.dispatch import TRITON_IS_THERE
 from tests.benchmarks.gpu_clock import hardware
 from tests.benchmarks.gpu_kernels import kernel_report
 from tests.benchmarks.gpu_models import TEXT_SIZES, model_report
@@ -37,7 +43,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--append", action="store_true", help="add what is printed to results.md")
     options = parser.parse_args(arguments)
     if not (options.kernels or options.models):
-        parser.error("give --kernels, --models or both")
+        options.kernels = options.models = True
+    if not TRITON_IS_THERE:
+        parser.error("triton is not installed")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("there is no GPU here; `--small --device cpu` shows that everything runs, figures need one")
     if not options.device.startswith("cuda") and not options.small:
