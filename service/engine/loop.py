@@ -69,6 +69,7 @@ class Engine:
         self.scheduler = Scheduler({served.card.name: served.lane for served in models})
         self.dropped_messages = 0
         self._compiling = Compiling()
+        self._checked = False
         self._clock = clock
         self._missed: Counter[str] = Counter()
         self._busy_seconds = 0.0
@@ -84,6 +85,7 @@ class Engine:
 
     def take(self, message: Submit | Finish) -> list[FromEngine]:
         """Queue a request or end one."""
+        self._checked = False
         if isinstance(message, Finish):
             return self._end(message.id, message.reason)
         served = self.models.get(message.model)
@@ -119,9 +121,11 @@ class Engine:
         if batch is None:
             if self._flying is None and self._aside:
                 events += self._land_aside(ASIDE_WAIT_SECONDS)
-            elif self._flying is None:
+            elif self._flying is None and not self._checked:
                 self.scheduler.check_books()
+                self._checked = True
             return [*events, *self._land_flying()]
+        self._checked = False
         moves, failures = self._moves(batch)
         if failures:
             return [*events, *failures]  # what is left is chosen anew

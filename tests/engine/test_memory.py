@@ -130,6 +130,16 @@ def test_a_request_set_back_in_the_middle_goes_on_with_the_same_tokens() -> None
             assert 0 < done.usage.queue_seconds <= done.usage.first_output_seconds <= done.usage.total_seconds
 
 
+def test_books_are_checked_once_when_the_engine_falls_idle_and_not_while_it_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, checked = reading_engine(30), list[int]()
+    monkeypatch.setattr(BlockPool, "check_books", lambda pool, held: checked.append(len(held)))
+    for count in (1, 2):
+        finish_all(engine, [ask("x", prompt(20), 3)])
+        for _ in range(5):
+            engine.tick()
+        assert checked == [0] * count
+
+
 def test_the_lowest_priority_is_set_back_before_the_youngest() -> None:
     engine, outputs = reading_engine(12), Outputs()
     for name, priority in (("old and unimportant", 5), ("young", 0), ("youngest", 0)):
