@@ -53,7 +53,8 @@ class PictureDemand:
 
     def pixels(self, memory: int) -> int:
         """Evaluations times pixels that so many bytes have room for."""
-        return self.most if self.a_pixel <= 0.0 else min(self.most, int((memory - self.fixed) / self.a_pixel))
+        left = memory - self.fixed
+        return self.most if self.a_pixel <= 0.0 or left >= self.most * self.a_pixel else int(left / self.a_pixel)
 
 
 @dataclass(frozen=True)
