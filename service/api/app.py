@@ -39,8 +39,9 @@ class TracingUnavailable(Exception):
     """An endpoint is configured, and what speaks to it is not installed."""
 
 
-def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document without FastAPI's 422: what does not validate is a 400 in OpenAI's shape here."""
+def _described(app: FastAPI, max_n: int) -> dict[str, Any]:
+    """The OpenAPI document without FastAPI's 422: what does not validate is a 400 in OpenAI's shape here. Outputs of one request
+    are bounded by what this server allows."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for ways in schema["paths"].values():
@@ -48,6 +49,12 @@ def _described(app: FastAPI) -> dict[str, Any]:
                 way["responses"].pop("422", None)
         for unused in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(unused, None)
+        for body in schema["components"]["schemas"].values():
+            for name in ("n", "best_of"):
+                field = body.get("properties", {}).get(name, {})
+                for one in (field, *field.get("anyOf", ())):
+                    if "maximum" in one:
+                        one["maximum"] = min(one["maximum"], max_n)
         app.openapi_schema = schema
     return app.openapi_schema
 
@@ -93,7 +100,7 @@ def create_app(settings: Settings, give_up: Callable[[], None] = lambda: None) -
 
     app = FastAPI(title="Stride", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
     drain = app.state.drain = Drain(in_flight, end_all, settings.drain_seconds, settings.drain_notice_seconds)
-    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _described(app, settings.max_n)  # type: ignore[method-assign]
     app.add_middleware(Border, settings=settings, in_flight=in_flight, drain=drain, on_over=over, refused=metrics.refused)
     install_handlers(app)
     for family in (openai_text, images, generate, operations, playground):

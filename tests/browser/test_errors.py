@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from playwright.sync_api import Route, expect
@@ -40,6 +41,33 @@ def test_a_refused_field_is_named_marked_and_focused(visit: Visit) -> None:
         wrong.press("End")
         wrong.press("Backspace")
         expect(note).to_have_count(0)
+
+
+def test_a_refusal_at_its_field_does_not_repeat_the_name(visit: Visit) -> None:
+    visit.choose("speculative")
+    for field, says in (("#way-a-draft_tokens", "Expected `int`"), ("#request-temperature", "Input should be")):
+        value = visit.page.locator(field).input_value()
+        visit.set(field, 99)
+        visit.run()
+        visit.until("failed")
+        expect(visit.page.get_by_role("alert")).to_contain_text(f"{field.split('-')[-1]}: {says}")
+        expect(visit.page.locator(f"{field}-refusal")).to_have_text(re.compile(f"^{says}"))
+        visit.set(field, value)
+
+
+def test_the_form_knows_how_many_outputs_this_server_allows(browser: object, tmp_path: Path) -> None:
+    server = Server(tmp_path / "log", "--model", "shapes", "--max-n", "5")
+    try:
+        with Visit(browser, server.url) as visit:
+            visit.open()
+            expect(visit.page.locator("#request-n-help")).to_contain_text("1 to 5")
+            for n, state in ((6, "failed"), (5, "done")):
+                visit.choose("flow_map", steps=1)
+                visit.ask(n=n)
+                visit.run()
+                visit.until(state)
+    finally:
+        server.stop()
 
 
 def test_what_is_no_number_is_said_before_anything_is_sent(visit: Visit) -> None:
@@ -114,10 +142,16 @@ def test_the_key_is_asked_for_used_and_written_nowhere(browser: object, tmp_path
             page = visit.page
             page.goto(server.url + "/")
             expect(page.locator("#key-dialog")).to_be_visible()
+            expect(page.get_by_role("alert")).to_have_count(0)
             page.fill("#key", "wrong")
             page.keyboard.press("Enter")
             expect(page.locator("#notice")).to_contain_text("An API key is needed")
             expect(page.locator("#key-dialog")).to_be_visible()
+            alert = page.get_by_role("alert")
+            expect(alert).to_have_text("The server refused this key.")
+            expect(alert).to_be_in_viewport()
+            expect(page.locator("#key")).to_be_focused()
+            assert page.locator("#key").evaluate("one => [one.selectionStart, one.selectionEnd]") == [0, len("wrong")]
             page.fill("#key", "sesame-of-the-test")
             page.get_by_role("button", name="Use it").click()
             expect(page.locator("#compose")).to_be_visible()

@@ -139,6 +139,35 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(browser: object, server
 
 
 @pytest.mark.parametrize("model", ["shakespeare", "shapes"])
+def test_a_finger_hits_every_control(browser: object, server: Server, model: str) -> None:
+    with Visit(browser, server.url, **PHONE) as visit:
+        visit.open()
+        visit.set("#model", model)
+        visit.page.locator("details").evaluate_all("all => all.forEach(one => { one.open = true; })")
+        operated = visit.page.locator("header :is(a, button), #compose :is(input, select, textarea, button, summary):visible")
+        sizes = operated.evaluate_all("all => all.map(one => [one.id, one.offsetWidth, one.offsetHeight])")
+        assert len(sizes) > 20 and [one for one in sizes if min(one[1:]) < 24] == []
+
+
+def test_a_long_help_text_can_be_read_whole(browser: object, server: Server) -> None:
+    cut = "one => one.scrollHeight > one.clientHeight"
+    with Visit(browser, server.url, **PHONE) as visit:
+        visit.open()
+        visit.choose("speculative")
+        help = visit.page.locator("#way-a-drafter-help")
+        visit.page.locator("#prompt").focus()
+        assert help.evaluate(cut)
+        visit.page.locator("#way-a-drafter").focus()
+        assert not help.evaluate(cut)
+        visit.page.locator("#prompt").focus()
+        help.hover()
+        expect(help).to_have_attribute("title", help.text_content() or "")
+        for still_cut in (False, True):
+            help.tap()
+            assert help.evaluate(cut) == still_cut
+
+
+@pytest.mark.parametrize("model", ["shakespeare", "shapes"])
 def test_the_code_that_is_copied_does_the_same(visit: Visit, server: Server, tmp_path: Path, model: str) -> None:
     page = visit.page
     visit.set("#model", model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import pairwise
 
 import httpx
@@ -93,6 +95,34 @@ def test_cancelling_ends_the_request_on_the_server(visit: Visit, server: Server)
     assert 0 < int(visit.figure("tokens")) < 2000
     expect(visit.page.locator("#run")).to_be_enabled()
     assert httpx.get(server.url + "/health/ready").status_code == 200
+
+
+def test_the_first_output_is_timed_while_the_text_goes_on(visit: Visit) -> None:
+    visit.ask(max_tokens=2000)
+    visit.run()
+    expect(visit.page.locator(".committed")).not_to_be_empty()
+    cell = visit.page.locator(".figures > div", has=visit.page.locator("dt", has_text="first output")).locator("dd")
+    expect(cell).to_have_text(re.compile(r"\d m?s$"))
+    assert visit.panes("running").count() == 1
+    visit.page.click("#cancel")
+    visit.until("cancelled")
+
+
+def test_guesses_that_did_not_pay_are_explained(visit: Visit) -> None:
+    note = visit.page.locator(".note")
+    usage = {"generated_tokens": 60, "forwards": 50, "tokens_per_forward": 1.2, "drafted_tokens": 20, "accepted_tokens": 10}
+    done = {"outputs": [{"text": "", "finish_reason": "length"}], "usage": usage}
+    visit.page.route("**/v1/generate", lambda route: route.fulfill(body=f"event: done\ndata: {json.dumps(done)}\n\n"))
+    for adaptive in (True, False):
+        visit.choose("speculative", adaptive=adaptive)
+        visit.run()
+        visit.until("done")
+        expect(note).to_be_visible(visible=adaptive)
+    visit.choose("speculative", adaptive=True)
+    usage |= {"forwards": 20, "tokens_per_forward": 3.0}
+    visit.run()
+    visit.until("done")
+    expect(note).to_be_hidden()
 
 
 def test_two_outputs_are_kept_apart(visit: Visit, server: Server) -> None:

@@ -6,6 +6,8 @@ import { compared } from "./comparison.js";
 import { Composer } from "./composer.js";
 import { byId, make } from "./dom.js";
 import { explained } from "./explain.js";
+import { acceptInput, refuseInput } from "./fields.js";
+import { unfoldHelp } from "./help.js";
 import { Pane } from "./pane.js";
 import { Run } from "./run.js";
 import { FieldError } from "./schema.js";
@@ -40,14 +42,20 @@ function cannotBegin(error) {
   const { title, message, advice } = explained(error);
   byId("stage").dataset.state = "waiting";
   byId("notice").replaceChildren(make("strong", {}, title), make("p", {}, message), make("p", {}, advice));
-  if (error.status === 401) askForKey(begin);
+  if (error.status === 401) askForKey(begin, true);
   else setTimeout(begin, RETRY_MS * (error.retryAfter ?? 1));
 }
 
-function askForKey(then) {
+/** `refused` is whether the server wants another than the one it was sent, or one at all. */
+function askForKey(then, refused = false) {
   const dialog = byId("key-dialog");
+  acceptInput(byId("key"));
   byId("key").value = apiKey();
   if (!dialog.open) dialog.showModal();
+  if (refused && apiKey()) {
+    refuseInput(byId("key"), "The server refused this key.", "alert");
+    byId("key").select();
+  }
   dialog.onclose = () => {
     if (dialog.returnValue !== "use") return;
     dialog.returnValue = "";
@@ -114,7 +122,7 @@ async function follow(plan, pane, index, model) {
   } catch (error) {
     if (!(error instanceof ServerError)) throw error;
     const box = pane.fail(error, again);
-    if (error.status === 401) askForKey(again);
+    if (error.status === 401) askForKey(again, true);
     else if (!composer.refuse(error.param, explained(error).message, index)) box.focus();
   } finally {
     runs = runs.filter((one) => one !== own);
@@ -183,5 +191,6 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && composer) byId("compose").requestSubmit();
   if (event.key === "Escape" && runs.length) cancelAll();
 });
+unfoldHelp(byId("compose"));
 new LiveStrip().start();
 begin();

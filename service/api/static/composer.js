@@ -57,6 +57,8 @@ export class Composer {
   /** Takes the reader to the field that an error names, which may be a parameter of the way `index`. False where there is none. */
   refuse(param, message, index) {
     const name = (param ?? "").replace(/^procedure\./, "");
+    // The field is there to see.
+    if (message.startsWith(`${name}: `)) message = message.slice(name.length + 2);
     if (name === "prompt" || name === "input_tokens") refuseInput(byId("prompt"), message);
     else if (name === "negative_prompt" && this.#model.kind === "image") {
       byId("picture").open = true;

@@ -127,10 +127,10 @@ function stepOf(field) {
   return span <= 2 ? 0.05 : span <= 40 ? 0.5 : 1;
 }
 
-/** Marks an input as refused and focuses it. */
-export function refuseInput(input, message) {
+/** Marks an input as refused and focuses it. `role` is the note's, where nothing else tells of the refusal. */
+export function refuseInput(input, message, role = null) {
   acceptInput(input);
-  const note = make("p", { class: "refusal", id: `${input.id}-refusal` }, message);
+  const note = make("p", { class: "refusal", id: `${input.id}-refusal`, role }, message);
   input.setAttribute("aria-invalid", "true");
   input.dataset.help = input.getAttribute("aria-describedby") ?? "";
   input.setAttribute("aria-describedby", `${note.id} ${input.dataset.help}`.trim());

@@ -8,22 +8,27 @@ const STATES = {
   queued: "queued", running: "running", done: "done", cancelled: "cancelled", failed: "failed",
 };
 
+const LITTLE_GAINED = 1.5;
+
 export class Pane {
   #title = make("h3");
   #axes = make("span", { class: "axes" });
   #state = make("span", { class: "state" });
   #figures = make("dl", { class: "figures" });
+  #note = make("p", { class: "note", hidden: true }, "Where guesses would cost more than they save, none are made; adaptive: false always guesses.");
   #outputs = make("div", { class: "outputs" });
   #views = [];
   #kind = "text";
   #began = 0;
+  #first = null;
+  #adaptive = false;
   #clock = 0;
   #counts = {};
   usage = null;
 
   constructor() {
     const head = make("header", {}, this.#title, this.#axes, this.#state);
-    this.element = make("article", { class: "pane", data: { state: "queued" } }, head, this.#figures, this.#outputs);
+    this.element = make("article", { class: "pane", data: { state: "queued" } }, head, this.#figures, this.#note, this.#outputs);
   }
 
   /** Ready for the events of this request. */
@@ -39,6 +44,9 @@ export class Pane {
     this.#outputs.replaceChildren(...this.#views.map((view) => view.element));
     this.#counts = { tokens: 0, events: 0, drafted: 0, accepted: 0, step: 0, steps: 0 };
     this.usage = null;
+    this.#first = null;
+    this.#adaptive = procedure.name === "speculative" && body.procedure.adaptive !== false;
+    this.#note.hidden = true;
     this.#set("queued");
     this.#began = performance.now();
     this.#clock = setInterval(() => this.#figure(), 100);
@@ -51,6 +59,7 @@ export class Pane {
     const view = this.#views[data.index];
     if (event === "token") {
       view.token(data);
+      this.#first ??= (performance.now() - this.#began) / 1000;
       this.#counts.tokens += data.token_ids.length;
       this.#counts.events += 1;
       this.#counts.drafted += data.drafted ?? 0;
@@ -67,6 +76,7 @@ export class Pane {
   finish(answer) {
     this.usage = answer.usage;
     this.answer = answer;
+    this.#note.hidden = !(this.#adaptive && leftOut(answer.usage));
     this.#views.forEach((view, i) => view.end(answer.outputs[i]));
     this.#stop(answer.outputs.every((output) => output.finish_reason === "cancelled") ? "cancelled" : "done");
   }
@@ -137,7 +147,7 @@ export class Pane {
       ["forwards", number(usage?.forwards), "of the network"],
       ["per forward", number(usage?.tokens_per_forward, 2), "tokens a forward: more than one needs drafts or a canvas"],
       guessed && ["accepted", `${usage?.accepted_tokens ?? accepted}/${usage?.drafted_tokens ?? drafted}`, "of the drafted tokens"],
-      ["first output", seconds(usage?.first_output_seconds), "from arrival"],
+      ["first output", seconds(usage?.first_output_seconds ?? this.#first), "from arrival"],
     ].filter(Boolean);
   }
 
@@ -151,3 +161,6 @@ export class Pane {
     ];
   }
 }
+
+/** Whether forwards without a guess were so many that drafting gained little. */
+const leftOut = ({ tokens_per_forward: gained, drafted_tokens: drafted, forwards }) => gained < LITTLE_GAINED && drafted < forwards;
