@@ -16,7 +16,7 @@ from service.engine.request import AnyRequest, TextRequest
 from service.engine.scheduler import Batch
 from service.procedures.types import UNKNOWN, TokenRow
 from service.workers.pending import Pending
-from service.workers.types import LatentMove, LatentWorkerLike, RowError, TokenMove, TokenRead, TokenWorkerLike
+from service.workers.types import DeviceLost, LatentMove, LatentWorkerLike, RowError, TokenMove, TokenRead, TokenWorkerLike
 
 log = logging.getLogger("stride.engine")
 
@@ -83,6 +83,8 @@ def outcomes_of(
     if flight.pending is not None:
         try:
             return flight.pending.outcomes(), False
+        except DeviceLost:
+            raise
         except Exception as error:
             log.warning("%s: a forward failed, and is run in parts: %s", flight.batch.model, error)
     every = [(item, own, holds(item.request)) for item, own in zip(flight.batch.items, flight.moves, strict=True)]
@@ -101,9 +103,12 @@ def folded(item: Item, outcomes: Sequence[Any], now: float) -> list[FromEngine]:
 
 
 def _run(worker: TokenWorkerLike | LatentWorkerLike, moves: list[Any]) -> list[Any]:
-    """One forward; if it raises, halves of it, until the move that does it stands alone with its error."""
+    """One forward; if it raises, halves of it, until the move that does it stands alone with its error. A device that
+    is lost is nobody's fault, and raises DeviceLost."""
     try:
         return worker.run(moves)
+    except DeviceLost:
+        raise
     except Exception as error:
         if len(moves) == 1:
             return [RowError(f"the forward of this request failed: {error}")]

@@ -30,7 +30,7 @@ from service.engine.request import AnyRequest, TextRequest
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.search_request import SearchRequest
 from service.workers.pending import Pending
-from service.workers.types import LatentWorkerLike, Launching, RowError, TokenRead, TokenWorkerLike
+from service.workers.types import DeviceLost, LatentWorkerLike, Launching, RowError, TokenRead, TokenWorkerLike
 
 COMPILE_WAIT_SECONDS = 0.005
 ASIDE_WAIT_SECONDS = 0.002
@@ -156,6 +156,8 @@ class Engine:
         if self._overlap:
             try:
                 pending = cast(Launching, self.models[batch.model].worker).launch([move for each in moves for move in each])
+            except DeviceLost:
+                raise
             except Exception as error:
                 log.warning("%s: a forward could not be launched, and is run in parts: %s", batch.model, error)
         each = [flown(item, own, pending) for item, own in zip(batch.items, moves, strict=True)]

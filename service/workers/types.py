@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from service.models.latent_network import Adapters, Condition
@@ -14,6 +15,10 @@ from service.procedures.picture_rows import LatentRow
 from service.procedures.types import Draft, Reading, TokenRow
 from service.workers.occurrences import Occurrences, Seen
 from service.workers.pending import Pending
+
+DeviceLost: type[Exception] = torch.AcceleratorError
+"""An error of the device itself, but for want of memory: whatever is asked of it afterwards fails as well, so the engine's
+process ends and is started again."""
 
 
 @dataclass(frozen=True, slots=True)

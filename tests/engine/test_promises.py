@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from service.engine.messages import Finish, Submit
+from service.workers.types import DeviceLost
 from tests.engine.driving import Outputs, engine_on, finish_all, image_request, one_of_every_kind, text_request
 
 
@@ -103,6 +105,18 @@ def test_a_row_whose_forward_fails_ends_that_request_alone(folder: Path, kind: s
     healthy = finish_all(engine_on(folder), requests)
     for name in outputs.done:
         assert outputs.tokens[name] == healthy.tokens[name]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_device_that_is_lost_ends_the_engine_and_is_no_fault_of_a_request(folder: Path, overlap: bool) -> None:
+    engine = engine_on(folder, overlap=overlap)
+
+    def lost(moves: list) -> list:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    engine.models["text"].worker.run = engine.models["text"].worker.launch = lost
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        finish_all(engine, [text_request("a", 1), text_request("b", 2)])
 
 
 def test_a_request_whose_numbers_overflow_leaves_nothing_behind_for_others(folder: Path) -> None:
