@@ -67,7 +67,6 @@ def test_the_loop_over_a_static_cache_continues_with_the_tokens_of_the_reference
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "--kernels, --models or both"),
         (["--kernels", "--device", "cpu"], "give --small"),
         (["--kernels", "--small", "--device", "cpu", "--append"], "only figures of a GPU"),
     ],
