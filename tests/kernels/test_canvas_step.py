@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from kernels import canvas_step
 from kernels.canvas_step import Readings, Rule, Selection
-from kernels.dispatch import TRITON_IS_THERE, prefer_triton
 from kernels.token_sampling import draw_tokens, reference
 from service.procedures.block_diffusion import BlockDiffusion
 from service.procedures.block_diffusion_parameters import BlockDiffusionParameters
@@ -27,14 +25,9 @@ RULES = {
 
 
 @pytest.fixture(autouse=True, params=["torch", "triton"])
-def version(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "torch":
-        yield
-    elif not TRITON_IS_THERE:
-        pytest.skip("triton is not installed")
-    else:
-        with prefer_triton():
-            yield
+def version(request: pytest.FixtureRequest) -> None:
+    if request.param == "triton":
+        request.getfixturevalue("triton_preferred")
 
 
 @dataclass(frozen=True)

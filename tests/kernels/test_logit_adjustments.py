@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from kernels.dispatch import TRITON_IS_THERE, prefer_triton
 from kernels.token_sampling import add_bias, apply_bitmask, penalise, plain_logprobs
 
 ROWS, VOCABULARY = 7, 101
@@ -17,14 +15,9 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="tensors of a
 
 
 @pytest.fixture(autouse=True, params=["torch", pytest.param("triton", marks=WITHOUT_GPU)])
-def version(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "torch":
-        yield
-    elif not TRITON_IS_THERE:
-        pytest.skip("triton is not installed")
-    else:
-        with prefer_triton():
-            yield
+def version(request: pytest.FixtureRequest) -> None:
+    if request.param == "triton":
+        request.getfixturevalue("triton_preferred")
 
 
 def _entries(seen: list[dict[int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
