@@ -40,6 +40,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _serve(args: argparse.Namespace) -> int:
     from service.api.app import TracingUnavailable, create_app
     from service.api.server import DrainingServer
+    from service.models.model_spec import ModelError, parse_all
 
     if args.config is not None and not args.config.is_file():
         print(f"stride serve: --config: there is no file {args.config}", file=sys.stderr)
@@ -52,6 +53,11 @@ def _serve(args: argparse.Namespace) -> int:
         return 2
     except (SettingsError, TOMLDecodeError) as error:
         print(f"stride serve: {error} (lists in STRIDE_* variables are JSON)", file=sys.stderr)
+        return 2
+    try:
+        parse_all(settings.models)
+    except ModelError as error:
+        print(f"stride serve: {error}", file=sys.stderr)
         return 2
     failed = False
 
@@ -77,7 +83,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from service.models.loading import EMBEDDED
+    from service.models.model_spec import EMBEDDED
 
     for path in sorted(EMBEDDED.glob("*/config.json")):
         config = json.loads(path.read_text())

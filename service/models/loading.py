@@ -41,6 +41,7 @@ __all__ = ["EMBEDDED", "ImageModel", "ModelError", "ModelSpec", "TextModel", "fa
 
 FLOW = "stride_flow_transformer"
 PATCHWISE = "stride_masked_autoregressive"
+DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 TEXT_OPTIONS = ("max_model_len", "quantization", "kv_memory", "tensor_parallel", "draft_model", "heads")
 PICTURE_OPTIONS = ("lora", "steps", "guidance")
 
@@ -143,7 +144,7 @@ def _load_text_model(
     own = replace(family, ignored=rf"{family.ignored}|^model\.layers\.({behind})\.") if modules else family
     targets = fitting(network, checkpoint, own, shares(network, whole) if isinstance(network, ParallelDecoder) else None)
     exact = "stride" in json or any(checkpoint.tensors[name].dtype in ("F32", "F64") for name in targets)
-    dtype = spec.dtype or (torch.float32 if exact else fast_dtype(device))
+    dtype = DTYPES[spec.dtype] or (torch.float32 if exact else fast_dtype(device))
     _check_room(network, dtype, device, kv_memory, spec.ranks if device.type == "cpu" and not rank else 1)
     materialise(network, dtype, device)
     fill(spec.name, checkpoint, targets, own)
@@ -214,7 +215,7 @@ def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.devic
             network = MaskedAutoregressive(MaskedAutoregressiveConfig.from_json(json))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"config.json: {error}") from error
-    dtype = spec.dtype or fast_dtype(device)
+    dtype = DTYPES[spec.dtype] or fast_dtype(device)
     network = network.to(device=device, dtype=dtype).requires_grad_(False)
     checkpoint = SafetensorsFolder(spec.folder)
     fill(spec.name, checkpoint, fitting(network, checkpoint, Family()), Family())
@@ -225,7 +226,7 @@ def _load_image_model(spec: ModelSpec, json: dict[str, Any], device: torch.devic
 
 def _load_pipeline(spec: ModelSpec, device: torch.device) -> ImageModel:
     _refuse(spec, TEXT_OPTIONS, "is for text models, and this one makes pictures")
-    dtype = spec.dtype or fast_dtype(device)
+    dtype = DTYPES[spec.dtype] or fast_dtype(device)
     if read_object(spec.folder / INDEX).get("_class_name") == DIT_PIPELINE:
         return _class_conditional(spec, load_dit_pipeline(spec.name, spec.folder, dtype, device), dtype)
     network = load_pipeline(spec.name, spec.folder, dtype, device, dict(spec.lora))
@@ -236,7 +237,7 @@ def _load_pipeline(spec: ModelSpec, device: torch.device) -> ImageModel:
 
 def _load_class_conditional(spec: ModelSpec, json: dict[str, Any], device: torch.device) -> ImageModel:
     _refuse(spec, TEXT_OPTIONS, "is for text models, and this one makes pictures")
-    dtype = spec.dtype or fast_dtype(device)
+    dtype = DTYPES[spec.dtype] or fast_dtype(device)
     return _class_conditional(spec, load_class_conditional(spec.name, spec.folder, json, dtype, device), dtype)
 
 

@@ -1,19 +1,20 @@
-"""What `--model` says."""
+"""What `--model` says; without torch, so that the command can refuse it before any process starts."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Literal, get_args
 
 from service.models.errors import ModelError
-from service.models.weight_only import QUANTIZATIONS, Quantization
 
 EMBEDDED = Path(__file__).parent / "embedded"
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+Dtype = Literal["float32", "bfloat16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+Quantization = Literal["int8", "fp8"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 OPTIONS = (
     "dtype", "device", "revision", "quantization", "max_model_len", "kv_memory", "tensor_parallel", "draft_model", "heads",
@@ -35,7 +36,7 @@ class ModelSpec:
     hub_id: str | None = None
     revision: str | None = None
     max_model_len: int | None = None
-    dtype: torch.dtype | None = None
+    dtype: Dtype | None = None
     device: str | None = None
     quantization: Quantization | None = None
     kv_memory: int | None = None
@@ -76,7 +77,7 @@ class ModelSpec:
         if not any((folder / file).is_file() for file in ("config.json", "model_index.json")):
             if not separator:
                 known = ", ".join(sorted(p.parent.name for p in EMBEDDED.glob("*/config.json")))
-                raise ModelError(f"no embedded model is called {name!r}; there are: {known}. For others: NAME=FOLDER")
+                raise ModelError(f"--model {text}: no embedded model is called {name!r}; there are: {known}; others: NAME=FOLDER")
             if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
                 raise ModelError(f"--model {name}: {folder} is not a folder with a config.json or a model_index.json")
             hub_id = path
@@ -86,6 +87,16 @@ class ModelSpec:
             return cls(name, folder, hub_id, options.get("revision"), lora=_adapters(adapters), **_values(options))
         except ValueError as error:
             raise ModelError(f"--model {name}: {error}") from None
+
+
+def parse_all(texts: Sequence[str]) -> list[ModelSpec]:
+    """Raises ModelError as `ModelSpec.parse` does, and where two have one name."""
+    specs: dict[str, ModelSpec] = {}
+    for spec in map(ModelSpec.parse, texts):
+        if spec.name in specs:
+            raise ModelError(f"--model {spec.name}: two models are called {spec.name!r}")
+        specs[spec.name] = spec
+    return list(specs.values())
 
 
 def _values(options: dict[str, str]) -> dict[str, Any]:
@@ -104,9 +115,9 @@ def _values(options: dict[str, str]) -> dict[str, Any]:
             case "kv_memory":
                 values[key] = parse_bytes(key, value)
             case "dtype":
-                if value not in DTYPES:
-                    raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {value!r}")
-                values[key] = DTYPES[value]
+                if value not in ("auto", *DTYPES):
+                    raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, not {value!r}")
+                values[key] = None if value == "auto" else value
             case "quantization":
                 if value not in QUANTIZATIONS:
                     raise ValueError(f"quantization must be {' or '.join(QUANTIZATIONS)}, not {value!r}")

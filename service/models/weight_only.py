@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.weight_only import fits, weight_only
+from service.models.model_spec import Quantization
 
 PIECE = 256
-
-Quantization = Literal["int8", "fp8"]
-QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
 
 class WeightOnlyLinear(nn.Module):

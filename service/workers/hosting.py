@@ -17,7 +17,7 @@ from service.models.flow_transformer import FlowTransformer
 from service.models.heads import FeatureModule
 from service.models.latent_network import LatentNetwork
 from service.models.loading import EMBEDDED, ImageModel, ModelError, ModelSpec, TextModel, load_model
-from service.models.model_spec import readable
+from service.models.model_spec import parse_all, readable
 from service.models.quality import read_quality
 from service.procedures.quality import QualityTable
 from service.workers.block_pool import BlockPool
@@ -118,12 +118,8 @@ def host_all(texts: Sequence[str], hosting: Hosting) -> list[TextHost | ImageHos
     """Load what each `--model` names. On a GPU the memory that is left is then divided among them, by what their largest forwards
     are measured to take. Raises ModelError when one cannot be served, two have one name, or all together do not fit."""
     loaded: dict[str, TextHost | ImageHost | _Unsized] = {}
-    for text in texts:
-        one = _load(text, hosting)
-        name = one.host.name if isinstance(one, _Unsized) else one.name
-        if name in loaded:
-            raise ModelError(f"two models are called {name!r}")
-        loaded[name] = one
+    for text, spec in zip(texts, parse_all(texts), strict=True):
+        loaded[spec.name] = _load(text, spec, hosting)
     devices = [one.host.worker.device if isinstance(one, _Unsized) else one.worker.device for one in loaded.values()]
     plan = MemoryPlan()
     for device in dict.fromkeys(device for device in devices if is_measured(device)):
@@ -168,8 +164,8 @@ def host(text: str, hosting: Hosting) -> TextHost | ImageHost:
     return host_all([text], hosting)[0]
 
 
-def _load(text: str, hosting: Hosting) -> TextHost | ImageHost | _Unsized:
-    spec, threads = ModelSpec.parse(text), Threads.of(hosting.threads)
+def _load(text: str, spec: ModelSpec, hosting: Hosting) -> TextHost | ImageHost | _Unsized:
+    threads = Threads.of(hosting.threads)
     device = _device(spec, hosting)
     given = spec.kv_memory or hosting.kv_memory
     # The memory of several devices is not measured: each of them holds a part of a divided model.

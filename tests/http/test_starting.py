@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from service.api.server import DrainingServer
+from service.cli import main
 from service.settings import Settings
 
 
@@ -17,10 +19,22 @@ def serve(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=90, env={**os.environ, **variables})
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason() -> None:
-    ended = serve("--model", "nobody")
-    assert ended.returncode == 3
-    assert "no embedded model is called 'nobody'" in ended.stdout + ended.stderr
+@pytest.mark.parametrize(
+    "models,words",
+    [
+        (["nobody"], "--model nobody: no embedded model is called 'nobody'"),
+        (["shapes", "new=/nowhere"], "--model new: /nowhere is not a folder"),
+        (["shapes,dtyp=float32"], "--model shapes: option 'dtyp' is not supported; supported: dtype, "),
+        (["shapes", "shapes,dtype=float32"], "--model shapes: two models are called 'shapes'"),
+    ],
+)
+def test_a_model_that_cannot_be_there_is_refused_before_anything_starts(
+    models: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(DrainingServer, "run", lambda _: pytest.fail("a server was started"))
+    assert main(["serve", *(word for model in models for word in ("--model", model))]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"stride serve: {words}")
 
 
 def test_a_folder_of_an_unknown_architecture_ends_the_server_with_the_reason(tmp_path: Path) -> None:

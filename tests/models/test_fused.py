@@ -16,7 +16,8 @@ from service.models.decoder import Decoder, DecoderConfig, Experts, FeedForward
 from service.models.decoder_config import ExpertsConfig
 from service.models.dit import Block, DitConfig
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
-from service.models.weight_only import Quantization, WeightOnlyLinear, quantise
+from service.models.model_spec import Quantization
+from service.models.weight_only import WeightOnlyLinear, quantise
 from service.training.block_diffusion_objective import DenseAttention
 from service.workers.batch_invariant import make_batch_invariant
 
