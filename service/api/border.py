@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.call import Call
 from service.api.drain import Drain, ending, refusal
-from service.api.errors import ApiError
+from service.api.errors import ApiError, defect
 from service.api.in_flight import InFlight
 from service.settings import Settings
 
@@ -58,10 +58,10 @@ class Border:
                 with self._in_flight.held(call) if call.works else nullcontext():
                     await self._answered(call, scope, receive, named_send)
         except Exception:
-            # The answer to a defect is made outside of this.
-            if call.status is None and call.path.startswith("/v1/"):
-                self._refused(500)
-            call.status, call.code = call.status or 500, "internal_error"
+            # Answered here, as every other request; whoever logs it is outside of this.
+            if call.status is None:
+                await defect().response()(scope, receive, named_send)
+            call.code = defect().code
             raise
         finally:
             route = scope.get("route")

@@ -85,6 +85,10 @@ class ErrorResponse(JSONResponse):
         await super().__call__(scope, receive, send)
 
 
+def defect() -> ApiError:
+    return ApiError(500, "an unexpected error; the server's log has the details", None, "internal_error")
+
+
 def not_supported(param: str, instead: str = "") -> ApiError:
     return ApiError(400, f"{param} is not supported{'; ' + instead if instead else ''}", param, "not_supported")
 
@@ -144,7 +148,7 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         log.exception("a defect: unhandled %s", type(error).__name__, exc_info=error)
-        return ApiError(500, "an unexpected error; the server's log has the details", None, "internal_error").response()
+        return defect().response()
 
 
 def _names(place: tuple[str | int, ...], body: Any, missing: bool) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from service.api.app import create_app
 from service.api.border import Border
 from service.api.call import Call
 from service.api.drain import Drain
@@ -55,6 +56,21 @@ def test_a_defect_is_counted_as_an_error_of_the_api() -> None:
     calls, refused = ask("POST", "/v1/generate")
     assert refused == [500] and calls[0].failure == (500, "internal_error")
     assert ask("GET", "/docs")[1] == []
+
+
+def test_the_answer_to_a_defect_carries_the_requests_id() -> None:
+    app = create_app(Settings.model_validate({}))
+    app.router.routes.clear()
+    app.mount("/v1", broken)
+
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://stride") as client:
+            return await client.post("/v1/generate", headers={"X-Request-Id": "mine"})
+
+    answer = asyncio.run(run())
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+    assert answer.headers.get_list("x-request-id") == ["mine"]
 
 
 def test_no_address_and_no_method_makes_a_line_of_its_own_or_a_long_one(caplog: pytest.LogCaptureFixture) -> None:
