@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tomllib import TOMLDecodeError
+from typing import TYPE_CHECKING
 
 import uvicorn
 from pydantic import ValidationError
@@ -14,7 +17,10 @@ from pydantic_settings import SettingsError
 
 from service import __version__
 from service.logs import configure_logging
-from service.settings import Settings, load_settings
+from service.settings import STANDARD_ENDPOINT, Settings, load_settings, standard_endpoint
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 PLACES = "repeatable; PLACE: a checkpoint's folder or the id of a repository on the Hugging Face hub"
 
@@ -38,7 +44,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from service.api.app import TracingUnavailable, create_app
+    from service.api.app import TracingUnavailable
     from service.api.server import DrainingServer
     from service.models.model_spec import ModelError, parse_all
 
@@ -67,7 +73,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     configure_logging(settings.log_level, settings.log_format, "api")
     try:
-        app = create_app(settings, give_up)
+        app = _application(settings, give_up)
     except TracingUnavailable as error:
         print(f"stride serve: {error}", file=sys.stderr)
         return 2
@@ -80,6 +86,20 @@ def _serve(args: argparse.Namespace) -> int:
     if server.signal is not None:
         return 128 + server.signal
     return 0 if server.started and not failed else 3
+
+
+def _application(settings: Settings, give_up: Callable[[], None]) -> FastAPI:
+    """Without traces, and with a warning, where only a variable that is not Stride's own asks for them and they are not
+    installed. Raises TracingUnavailable where Stride was asked."""
+    from service.api.app import TracingUnavailable, create_app
+
+    try:
+        return create_app(settings, give_up)
+    except TracingUnavailable as error:
+        if settings.otlp_endpoint != standard_endpoint():
+            raise
+        logging.getLogger("stride.api").warning("%s is set, and no traces are sent: %s", STANDARD_ENDPOINT, error)
+        return create_app(settings.model_copy(update={"otlp_endpoint": None}), give_up)
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -15,6 +15,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+STANDARD_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
 
 class Settings(BaseSettings):
     """Handed down in parts; nothing else reads the environment."""
@@ -62,9 +64,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        standard = {"otlp_endpoint": endpoint} if (endpoint := os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")) else {}
+        standard = {"otlp_endpoint": endpoint} if (endpoint := standard_endpoint()) else {}
         last = InitSettingsSource(settings_cls, standard)
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls), last
+
+
+def standard_endpoint() -> str | None:
+    """The collector that OpenTelemetry's own variable names, often for everything on a machine."""
+    return os.environ.get(STANDARD_ENDPOINT) or None
 
 
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:

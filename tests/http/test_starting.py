@@ -59,6 +59,21 @@ def test_a_setting_that_makes_no_sense_is_named(arguments: tuple[str, ...], vari
     assert ended.returncode == 2 and words in ended.stderr and "Traceback" not in ended.stderr
 
 
+def test_a_machines_collector_stops_no_server_that_cannot_speak_to_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    monkeypatch.delitem(sys.modules, "service.api.tracing", raising=False)
+    monkeypatch.setattr("service.cli.configure_logging", lambda *_: None)
+    monkeypatch.setattr(DrainingServer, "run", lambda server: setattr(server, "started", True))
+    assert main(["serve", "--model", "shapes"]) == 0
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("OTEL_EXPORTER_OTLP_ENDPOINT is set, and no traces are sent") and "stride[tracing]" in line
+    caplog.clear()
+    assert main(["serve", "--model", "shapes", "--otlp-endpoint", "http://127.0.0.1:8"]) == 2 and not caplog.records
+
+
 def test_an_engine_whose_server_was_killed_while_it_loaded_its_models_ends_too(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
