@@ -5,6 +5,7 @@ Imported only where an endpoint is configured, since the SDK is an extra of the 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
@@ -21,6 +22,7 @@ from service.api.call import Call
 from service.api.spans import Span, server_span
 
 PATH = "/v1/traces"
+HEADERS_LOGGER = "opentelemetry.trace"
 EXPORT_SECONDS = 5.0
 """For one batch of spans; a collector that is away costs spans, never a request."""
 
@@ -30,6 +32,8 @@ class Tracing:
     queue, resource), it reads from its own `OTEL_*` variables."""
 
     def __init__(self, endpoint: str) -> None:
+        # It warns, for every request, of headers that do not parse, with what is in them: clients could fill the log.
+        logging.getLogger(HEADERS_LOGGER).setLevel(logging.ERROR)
         base = endpoint.rstrip("/")
         exporter = OTLPSpanExporter(base if base.endswith(PATH) else base + PATH, timeout=EXPORT_SECONDS)
         own = Resource({"service.name": "stride", "service.version": __version__})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import httpx
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from service.api.call import Call
+from service.api.tracing import Tracing
 from tests.http.collector import Collector, attributes
 from tests.http.server import Server
 
@@ -181,6 +184,25 @@ def test_a_collector_that_is_away_fails_no_request_and_holds_up_no_end(tmp_path:
         assert server.post("/v1/completions", TEXT).status_code == 200
     assert server.stop() == 0
     assert "stride.request: POST /v1/completions" in (tmp_path / "log").read_text()
+
+
+def test_trace_headers_that_do_not_parse_are_no_lines_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    collector = Collector()
+    tracing = Tracing(collector.url)
+    parent = f"00-{1:032x}-{PARENT}-01"
+
+    async def record() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        bad = [{"traceparent": "0" * 5000}, {"traceparent": parent, "tracestate": "a=1,A B"}]
+        bad += [{"traceparent": parent, "tracestate": ",".join(f"k{i}={'v' * size}" for i in range(40))} for size in (1, 99)]
+        for trace in bad:
+            tracing.record(Call("id", "POST", "/v1/generate", 0.0, task, lambda _: None, trace, status=200, answered=1.0))
+
+    asyncio.run(record())
+    tracing.close(10)
+    collector.stop()
+    assert len(collector.spans) == 4 and not caplog.records
 
 
 def test_tracing_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
