@@ -81,7 +81,7 @@ def _serve(args: argparse.Namespace) -> int:
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=1,
     )  # fmt: skip
-    server = DrainingServer(config, app.state.drain.run)
+    server = DrainingServer(config, app.state.drain.run, app.state.drain.break_off)
     server.run()
     if server.signal is not None:
         return 128 + server.signal

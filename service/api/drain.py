@@ -15,6 +15,8 @@ log = logging.getLogger("stride.drain")
 CODE = "draining"
 LAST_WORDS_SECONDS = 5.0
 """For errors to reach their clients, and again for what had to be cut."""
+LAST_MOMENT_SECONDS = 0.5
+"""The same where someone is in a hurry."""
 UNSENT_POLL_SECONDS = 0.05
 REFUSED = "the server is shutting down and takes no new requests"
 ENDED = "the server is shutting down and could not finish the request in time; it can be sent again"
@@ -54,6 +56,21 @@ class Drain:
         while unsent() and time.monotonic() < began + self._seconds + 2 * LAST_WORDS_SECONDS:
             await asyncio.sleep(UNSENT_POLL_SECONDS)
         await asyncio.sleep(max(0.0, began + self._notice - time.monotonic()))
+        self._tell(began)
+
+    async def break_off(self, unsent: Callable[[], bool] = lambda: False) -> None:
+        """Instead of `run`, or in the middle of it: whoever reads is told within a moment that there is no answer."""
+        self.begun = True
+        began = time.monotonic()
+        log.warning("told to end at once: %d requests get an error", len(self._in_flight))
+        self._end_all()
+        self._in_flight.cut()
+        await self._in_flight.idle(LAST_MOMENT_SECONDS)
+        while unsent() and time.monotonic() < began + LAST_MOMENT_SECONDS:
+            await asyncio.sleep(UNSENT_POLL_SECONDS)
+        self._tell(began)
+
+    def _tell(self, began: float) -> None:
         if self._in_flight:
             log.error("%d clients do not read their answers, which are cut", len(self._in_flight))
         else:

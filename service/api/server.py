@@ -12,16 +12,19 @@ import uvicorn
 
 log = logging.getLogger("stride.drain")
 
+Ending = Callable[[Callable[[], bool]], Awaitable[None]]
+
 
 class DrainingServer(uvicorn.Server):
     """On the first SIGTERM or SIGINT it goes on listening while `drain` lasts, so that health checks and new requests get an
-    answer, and stops then; `drain` is given `unsent`. A second signal ends it at once. `signal` is the one that did, else
-    None."""
+    answer, and stops then. A second signal ends it as soon as clients were told so, a third one at once. `drain` and `break_off`
+    are given `unsent`. `signal` is the one that ended it before it had drained, else None."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[Callable[[], bool]], Awaitable[None]]) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Ending, break_off: Ending) -> None:
         super().__init__(config)
         self.signal: int | None = None
         self._drain = drain
+        self._break_off = break_off
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
         self._told = False
@@ -33,10 +36,13 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's own handler stops listening at once, and raises the signal again when it has ended."""
         if self._told:
-            self.signal = sig
             # It would show the tracebacks of all that is ended with it.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-            self.should_exit = self.force_exit = True
+            if self.signal is None and self._draining is not None and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._hurry, self._draining)
+            else:
+                self.should_exit = self.force_exit = True
+            self.signal = sig
         elif self.started and self._loop is not None:
             self._loop.call_soon_threadsafe(self._begin)
         else:
@@ -56,5 +62,15 @@ class DrainingServer(uvicorn.Server):
             await self._drain(self.unsent)
         except Exception:
             log.exception("a defect: the requests in flight could not be waited for")
-        finally:
-            self.should_exit = True
+        self.should_exit = True
+
+    def _hurry(self, draining: asyncio.Task[None]) -> None:
+        draining.cancel()
+        self._draining = asyncio.create_task(self._broken_off())
+
+    async def _broken_off(self) -> None:
+        try:
+            await self._break_off(self.unsent)
+        except Exception:
+            log.exception("a defect: the requests in flight could not be ended")
+        self.should_exit = self.force_exit = True

@@ -88,7 +88,8 @@ def test_an_answer_that_a_slow_client_has_not_read_yet_is_sent_before_the_server
             listening.bind(("127.0.0.1", 0))
             port = listening.getsockname()[1]
             config = uvicorn.Config(large, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-            server = DrainingServer(config, Drain(InFlight(), lambda: None, 60).run)
+            drain = Drain(InFlight(), lambda: None, 60)
+            server = DrainingServer(config, drain.run, drain.break_off)
             serving = asyncio.create_task(server.serve([listening]))
             while not server.started:
                 await asyncio.sleep(0.01)

@@ -121,6 +121,8 @@ def test_a_second_signal_ends_the_server_and_its_engine_at_once(tmp_path: Path) 
         server.until(lambda: httpx.get(server.url + "/health/ready").status_code == 503)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(timeout=30) == 128 + signal.SIGINT
+        last = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")][-1]
+    assert json.loads(last)["error"]["code"] == "draining"
     server.until(lambda: not engine.exists())
     assert "Traceback" not in (tmp_path / "log").read_text()
 
