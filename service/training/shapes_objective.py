@@ -1,4 +1,4 @@
-"""Losses of the `shapes` model: flow matching for the velocity, distillation of its guided paths for the flow map.
+"""Losses of the `shapes` model: the exact denoiser of the scenes teaches the velocity, paths of it teach the flow map.
 
 Notation of MeanFlow (arXiv 2505.13447): x_t = (1-t) x0 + t eps, x_s = x_t - (t-s) u(x_t, t, s).
 """
@@ -10,19 +10,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from service.training.trajectories import Jumps
+from service.training.exact_denoiser import ExactScenes, exact_denoised
+from service.training.trajectories import Captions, Jumps
 
 TIME_SPREAD = 1.2
 EVEN_TIMES = 0.15
+FULL_WEIGHT_FROM = 0.3
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Pictures [B, 3, H, W] in [-1, 1], their caption ids [B, T], and the ids [B, T] of the empty caption."""
+    """Pictures [B, 3, H, W] in [-1, 1], the scenes of their captions, and the ids [B, T] of those and of the empty caption."""
 
     images: Tensor
+    scenes: ExactScenes
     text: Tensor
     empty_text: Tensor
+
+
+@dataclass(frozen=True)
+class SceneCaptions(Captions):
+    """Caption ids with the scenes that they describe."""
+
+    scenes: ExactScenes
+
+
+def exact_velocity(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
+    """E[eps - x0 | x_t = x, caption] = (x - E[x0 | x, caption]) / t, like x."""
+    return (x - exact_denoised(x, t, scenes)) / t.view(-1, 1, 1, 1)
 
 
 def noise_images(images: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -45,13 +60,36 @@ def sample_velocity_times(count: int, bias: float, generator: torch.Generator) -
 def velocity_loss(
     network: nn.Module, batch: TrainingBatch, *, dropout: float, noise_bias: float, generator: torch.Generator
 ) -> Tensor:
-    """Mean squared error [B] of u(x_t, t, t) against eps - x0, with captions dropped at the rate `dropout`."""
+    """Mean squared error [B] of u(x_t, t, t), with captions dropped at the rate `dropout`.
+
+    Against the exact velocity E[eps - x0 | x_t, caption], or, without a caption, the sample eps - x0 (flow matching). Below
+    t = `FULL_WEIGHT_FROM` the weight falls with t^2, so that it is the picture's error that counts: of the few rows there, a
+    velocity that divides by t would let one outweigh all others of its batch.
+    """
     count = len(batch.images)
     t = sample_velocity_times(count, noise_bias, generator)
-    x, target = noise_images(batch.images, t, generator)
+    x, sample = noise_images(batch.images, t, generator)
     dropped = torch.rand(count, 1, generator=generator) < dropout
     text = torch.where(dropped, batch.empty_text, batch.text)
-    return (network(x, t, t, torch.ones_like(t), text) - target).square().mean((1, 2, 3))
+    target = torch.where(dropped[..., None, None], sample, exact_velocity(x, t, batch.scenes))
+    error = (network(x, t, t, torch.ones_like(t), text) - target).square().mean((1, 2, 3))
+    return error * (t / FULL_WEIGHT_FROM).clamp_max(1).square()
+
+
+class ScenePaths:
+    """The velocity whose paths a flow map learns: exact with a caption, the `teacher` network's without one.
+
+    Guidance mixes the two (classifier-free guidance, arXiv 2207.12598).
+    """
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.teacher = teacher
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor, guidance: Tensor, captions: Captions) -> Tensor:
+        assert isinstance(captions, SceneCaptions)
+        unconditional = self.teacher(x, t, t, torch.ones_like(t), captions.empty).float()
+        return torch.lerp(unconditional, exact_velocity(x, t, captions.scenes), guidance.view(-1, 1, 1, 1))
 
 
 def flow_map_loss(network: nn.Module, jumps: Jumps) -> Tensor:

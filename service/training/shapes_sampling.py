@@ -42,7 +42,7 @@ class ShapesModel:
 
     @torch.no_grad()
     def sample(self, captions: list[str], table: SamplerTable, guidance: float, seed: int) -> Tensor:
-        """One picture [N, C, H, W] a caption. Guidance is an input of a table with targets, two rows of any other."""
+        """One picture [N, C, H, W] a caption. Guidance is an input of a table with targets, else two rows (at 1: one)."""
         config = self.network.config
         encoded = encode_captions(self.tokenizer, [*captions, ""])
         text, empty = encoded[:-1], encoded[-1:]
@@ -64,6 +64,9 @@ class ShapesModel:
             if table.takes_target:
                 scale = torch.full_like(t, guidance)
                 outputs.append(self._run(part, t, torch.full_like(t, table.s[row]), scale, words))
+                continue
+            if guidance == 1.0:
+                outputs.append(self._run(part, t, t, torch.ones_like(t), words))
                 continue
             both = torch.cat([words, empty.expand(count, -1)])
             times = t.repeat(2)

@@ -220,8 +220,8 @@ class Distiller:
             return pair.right((seed, PATH_SALT + first), ends)
 
         return TrajectoryBank(
-            pair.teacher, conditions, pair.shape, pair.condition_tokens, pair.guidance_range, seed, capacity,
-            right if only_correct else None,
+            partial(guided_velocity, pair.teacher), conditions, pair.shape, pair.condition_tokens, pair.guidance_range,
+            seed, capacity, right if only_correct else None,
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from service.training.caption_tokenizer import (
 from service.training.checkpointing import load_training_state, replace_file, save_training_state
 from service.training.ema import WeightAverage
 from service.training.evaluate_shapes import quick_accuracy
+from service.training.exact_denoiser import ExactScenes
 from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.precision import training_precision
 from service.training.scenes import draw_scenes
-from service.training.shapes_objective import TrainingBatch, flow_map_loss, velocity_loss
+from service.training.shapes_objective import SceneCaptions, ScenePaths, TrainingBatch, flow_map_loss, velocity_loss
 from service.training.shapes_sampling import ShapesModel
 from service.training.training_loop import run_training
 from service.training.trajectories import BATCH, PATH_SALT, Captions, TrajectoryBank
@@ -58,6 +59,7 @@ class ShapesTrainingOptions:
     flow_map_rate_factor: float = 0.5
     average_decay: float = 0.998
     flow_map_average_decay: float = 0.995
+    flow_map_decay_fraction: float = 0.5
     caption_dropout: float = 0.1
     noise_bias: float = 1.6
     velocity_share: float = 1 / 3
@@ -84,10 +86,11 @@ class ShapesTrainingOptions:
 class ShapesTrainer:
     """Network, average, optimiser and step of one run; `step` counts over both stages.
 
-    In the second stage the average that the first one ended with is the teacher, and `bank` holds its paths.
+    In the second stage `bank` holds paths of the exact velocity, guided by `teacher`: the average that the first one ended with.
     """
 
     bank: TrajectoryBank | None
+    teacher: FlowTransformer
 
     def __init__(self, options: ShapesTrainingOptions) -> None:
         self.options = options
@@ -165,7 +168,7 @@ class ShapesTrainer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "teacher": None if self.bank is None else self.bank.teacher.state_dict(),
+            "teacher": None if self.bank is None else self.teacher.state_dict(),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -178,7 +181,7 @@ class ShapesTrainer:
         if self.step > self.options.steps:
             self._enter_flow_map_stage()
             assert self.bank is not None
-            self.bank.teacher.load_state_dict(state["teacher"])
+            self.teacher.load_state_dict(state["teacher"])
         self.network.load_state_dict(state["network"])
         if self.step != self.options.steps:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -196,15 +199,16 @@ class ShapesTrainer:
         self.average.copy_to(self.network)
         self.average.decay = options.flow_map_average_decay
         self.optimizer = self._flow_map_optimizer()
+        self.teacher = copy.deepcopy(self.network).requires_grad_(False)
         self.bank = TrajectoryBank(
-            copy.deepcopy(self.network).requires_grad_(False), self._path_captions,
+            ScenePaths(self.teacher), self._path_captions,
             (config.channels, config.image_size, config.image_size), config.max_text_tokens, config.guidance_range,
             seed=options.seed, capacity=options.paths,
         )  # fmt: skip
 
     def _path_captions(self, first: int, count: int) -> Captions:
         batch = draw_training_batch(self.tokenizer, (self.options.seed, PATH_SALT + first), count)
-        return Captions(batch.text, batch.empty_text)
+        return SceneCaptions(batch.text, batch.empty_text, batch.scenes)
 
     def _velocity_optimizer(self) -> SplitOptimizer:
         options = self.options
@@ -216,7 +220,7 @@ class ShapesTrainer:
     def _flow_map_optimizer(self) -> SplitOptimizer:
         options = self.options
         warmup_steps = min(20, options.flow_map_steps // 10)
-        schedule = Schedule(options.flow_map_steps, warmup_steps, decay_fraction=0.5)
+        schedule = Schedule(options.flow_map_steps, warmup_steps, options.flow_map_decay_fraction)
         return SplitOptimizer(
             self.network,
             schedule,
@@ -226,22 +230,22 @@ class ShapesTrainer:
         )
 
 
-def vary_caption(scene: Scene, choice: float) -> str:
-    """The caption as people shorten it: in one case of 16 without the background, in one of 16 without sizes."""
+def vary_scene(scene: Scene, choice: float) -> Scene:
+    """What people tell of it: in one case of 16 all but the background, in one of 16 all but the sizes."""
     if choice < 1 / 16:
-        return scene.caption.partition(" on a ")[0]
+        return replace(scene, background=None)
     if choice < 2 / 16:
-        return scene.caption.replace(" large", "").replace(" small", "")
-    return scene.caption
+        return replace(scene, objects=tuple(replace(item, size=None) for item in scene.objects))
+    return scene
 
 
 def draw_training_batch(tokenizer: Tokenizer, seed: tuple[int, ...], count: int) -> TrainingBatch:
     """Fresh scenes with captions that are not held out; the same for the same seed."""
     scenes = draw_scenes(seed, count)
     choices = np.random.default_rng((*seed, 1)).random(count)
-    captions = [vary_caption(scene, choice) for scene, choice in zip(scenes.scenes, choices, strict=True)]
-    text = encode_captions(tokenizer, [*captions, ""])
-    return TrainingBatch(scenes.images, text[:-1], text[-1:].expand(count, -1))
+    told = [vary_scene(scene, choice) for scene, choice in zip(scenes.scenes, choices, strict=True)]
+    text = encode_captions(tokenizer, [*(scene.caption for scene in told), ""])
+    return TrainingBatch(scenes.images, ExactScenes.of(told), text[:-1], text[-1:].expand(count, -1))
 
 
 def train_shapes(options: ShapesTrainingOptions) -> None:

@@ -1,6 +1,6 @@
-"""Paths of a trained velocity from noise to data: what a flow map is distilled from.
+"""Paths of a velocity from noise to data: what a flow map is distilled from.
 
-Every path is a guided ODE solution of the frozen teacher, kept at `LEGS + 1` times; a flow map from t to s has to lead
+Every path is a guided ODE solution of a teacher's velocity, kept at `LEGS + 1` times; a flow map from t to s has to lead
 from one of its points to a later one. (Knowledge distillation, arXiv 2101.02388, for every pair of times as in flow map
 matching, arXiv 2406.07507.)
 """
@@ -48,6 +48,10 @@ class Jumps:
         return (self.x - self.end) / (self.t - self.s).view(-1, 1, 1, 1)
 
 
+Velocity = Callable[[Tensor, Tensor, Tensor, Captions], Tensor]
+"""(x [B, C, H, W], times [B], guidance [B], captions) -> the guided velocity, like x."""
+
+
 @torch.no_grad()
 def guided_velocity(teacher: nn.Module, x: Tensor, t: Tensor, guidance: Tensor, captions: Captions) -> Tensor:
     """v_u + w (v_c - v_u) of the teacher at guidance input 1 (classifier-free guidance, arXiv 2207.12598)."""
@@ -70,7 +74,7 @@ def path_times(count: int, generator: torch.Generator) -> Tensor:
 
 
 class TrajectoryBank:
-    """The last `capacity` paths of a teacher. Path n is a function of (seed, n) alone, so a resumed run has the same ones.
+    """The last `capacity` paths of a velocity. Path n is a function of (seed, n) alone, so a resumed run has the same ones.
 
     Captions are padded with id 0. `captions(n, count)` gives the captions of paths n, n + 1, ..., n + count - 1. Where
     `right(n, ends)` says which of the pictures [B, C, H, W] that paths n, n + 1, ... end in are right, those that are not give
@@ -79,7 +83,7 @@ class TrajectoryBank:
 
     def __init__(
         self,
-        teacher: nn.Module,
+        velocity: Velocity,
         captions: Callable[[int, int], Captions],
         shape: tuple[int, int, int],
         text_tokens: int,
@@ -90,7 +94,7 @@ class TrajectoryBank:
     ) -> None:
         if capacity % BATCH:
             raise ValueError(f"a bank of {capacity} paths cannot be filled {BATCH} at a time")
-        self.teacher = teacher
+        self.velocity = velocity
         self.captions = captions
         self.right = right
         self.guidance_range = guidance_range
@@ -147,7 +151,7 @@ class TrajectoryBank:
         points = [x]
         for leg in range(LEGS):
             t, s = times[:, leg], times[:, leg + 1]
-            x = x + (s - t).view(-1, 1, 1, 1) * guided_velocity(self.teacher, x, t, guidance, captions)
+            x = x + (s - t).view(-1, 1, 1, 1) * self.velocity(x, t, guidance, captions)
             points.append(x)
         kept = _kept(self.right(first, x)) if self.right else list(range(BATCH))
         place = first % len(self.points)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from service.training.caption_tokenizer import build_caption_tokenizer, encode_captions
 from service.training.checkpointing import load_training_state
 from service.training.evaluate_shapes import sampler_table
+from service.training.shapes_objective import exact_velocity, velocity_loss
 from service.training.shapes_sampling import ShapesModel
-from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, train_shapes
+from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, draw_training_batch, train_shapes
 
 
 def options(out: Path, **changes: object) -> ShapesTrainingOptions:
@@ -24,6 +26,21 @@ def test_the_velocity_loss_falls(tmp_path: Path) -> None:
     trainer = ShapesTrainer(options(tmp_path, steps=60, batch_size=16))
     losses = [trainer.train_step()["velocity"] for _ in range(40)]
     assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+
+
+def test_the_exact_velocity_has_no_loss() -> None:
+    batch = draw_training_batch(build_caption_tokenizer(), (1, 2), 8)
+
+    class Exact(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, *rest: Tensor) -> Tensor:
+            return exact_velocity(x, t, batch.scenes)
+
+    def loss(dropout: float) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return velocity_loss(Exact(), batch, dropout=dropout, noise_bias=1.6, generator=generator)
+
+    assert loss(0.0).max() == 0.0
+    assert loss(1.0).min() > 0.0
 
 
 @pytest.mark.parametrize("stop_after", [2, 4, 6])
