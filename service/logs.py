@@ -7,7 +7,8 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
 from typing import Literal
 
 LogFormat = Literal["human", "json"]
@@ -17,23 +18,35 @@ FIELDS = "fields"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:+%@,")
 
 
-class HumanFormatter(logging.Formatter):
-    """`2026-01-31 12:00:00,000 INFO stride.request: message key=value ...`"""
+@dataclass(frozen=True)
+class LogStyle:
+    """What a process tells another that it starts: how to log."""
 
-    def __init__(self) -> None:
+    level: str = "info"
+    format: LogFormat = "human"
+
+
+class HumanFormatter(logging.Formatter):
+    """`2026-01-31 12:00:00,000 INFO stride.request: message key=value ...`; `common` are fields of every line."""
+
+    def __init__(self, common: Mapping[str, object] = MappingProxyType({})) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._common = common
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        pairs = [f"{key}={_shown(value)}" for key, value in _fields(record).items() if value is not None]
+        fields = {**self._common, **_fields(record)}
+        pairs = [f"{key}={_shown(value)}" for key, value in fields.items() if value is not None]
         return " ".join([super().formatMessage(record), *pairs])
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, logger, process, message, the record's fields, and `exception`."""
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, process, message, `common` and the record's fields, and
+    `exception`."""
 
-    def __init__(self, process: str) -> None:
+    def __init__(self, process: str, common: Mapping[str, object] = MappingProxyType({})) -> None:
         super().__init__()
         self._process = process
+        self._common = common
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -41,17 +54,18 @@ class JsonFormatter(logging.Formatter):
             "time": f"{seconds}.{int(record.msecs):03d}Z", "level": record.levelname.lower(), "logger": record.name,
             "process": self._process, "message": record.getMessage(),
         }  # fmt: skip
-        line |= {key: value for key, value in _fields(record).items() if value is not None}
+        line |= {key: value for key, value in {**self._common, **_fields(record)}.items() if value is not None}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
-def configure_logging(level: str, log_format: LogFormat, process: str) -> None:
+def configure_logging(level: str, log_format: LogFormat, process: str, **common: object) -> None:
     """Sends everything that is logged or warned of, and an error that ends the process, to standard error. `level` is that of the
-    service and its server; libraries are heard from warnings on. `process` is what JSON lines call this one."""
+    service and its server; libraries are heard from warnings on. `process` is what JSON lines call this one, and `common` are
+    fields of every line."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(process) if log_format == "json" else HumanFormatter())
+    handler.setFormatter(JsonFormatter(process, common) if log_format == "json" else HumanFormatter(common))
     number = logging.getLevelName(level.upper())
     logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
     for name in ("stride", "uvicorn"):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT: dict[str, set[str]] = {
     "service.api": {"service.engine", "service.settings", "service.metrics", "service.logs", "service"},
     "service.engine": {"service.procedures", "service.workers", "service.settings", "service.logs"},
-    "service.workers": {"service.models", "service.procedures", "kernels"},
+    "service.workers": {"service.models", "service.procedures", "service.logs", "kernels"},
     "service.models": {"service.procedures", "kernels"},
     "service.procedures": set(),
     "service.training": {"service.models", "service.procedures", "kernels"},

@@ -37,6 +37,12 @@ def test_a_machine_reads_one_object_a_line_with_the_exception_in_it() -> None:
     }  # fmt: skip
 
 
+def test_fields_of_a_whole_process_are_in_each_of_its_lines() -> None:
+    common = {"model": "text", "rank": 1}
+    assert HumanFormatter(common).format(record(id="req-1")).endswith("/v1/generate model=text rank=1 id=req-1")
+    assert common.items() <= json.loads(JsonFormatter("rank", common).format(record())).items()
+
+
 @pytest.mark.parametrize("end", ["raise KeyError('gone')", "import warnings; warnings.warn('old')"])
 def test_warnings_and_what_ends_the_process_are_lines_too(end: str) -> None:
     code = f"from service.logs import configure_logging; configure_logging('info', 'json', 'api')\n{end}"

@@ -14,6 +14,7 @@ from service.engine.lane import Lane, Limits
 from service.engine.loop import Engine, Served
 from service.engine.messages import ModelCard
 from service.engine.validation import InvalidField, procedure_parameters
+from service.logs import LogStyle
 from service.procedures.block_diffusion_parameters import BlockDiffusionParameters
 from service.procedures.registry import runnable
 from service.settings import Settings
@@ -27,6 +28,7 @@ def build_engine(settings: Settings, clock: Callable[[], float] = time.monotonic
     hosting = Hosting(
         settings.device, settings.threads, settings.kv_memory, settings.kv_block, settings.max_running, settings.batch_invariant,
         settings.memory_fraction, settings.row_budget, settings.token_budget, settings.cuda_graphs,
+        LogStyle(settings.log_level, settings.log_format),
     )  # fmt: skip
     limits = Limits(settings.row_budget, settings.token_budget, settings.max_running)
     served: dict[str, Served] = {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
+from service.logs import LogStyle
 from service.models.decoder import DecoderConfig
 from service.models.flow_network import FlowNetwork
 from service.models.flow_transformer import FlowTransformer
@@ -44,7 +45,8 @@ UNMEASURED_KV_MEMORY = 256 << 20
 class Hosting:
     """How models are put on a device, unless their own options say otherwise: CPU threads, bytes of KV cache a text model (None:
     on a GPU what is left of `memory_fraction` of it), positions a block, requests of a model that hold memory at a time, and
-    rows and query tokens of a forward. `graphs`: whether forwards are captured on a GPU."""
+    rows and query tokens of a forward. `graphs`: whether forwards are captured on a GPU. `log_style`: of the processes that hold
+    parts of a divided model."""
 
     device: str
     threads: int
@@ -56,6 +58,7 @@ class Hosting:
     rows: int = 32
     tokens: int = 512
     graphs: bool = True
+    log_style: LogStyle = field(default_factory=LogStyle)
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def _load(text: str, spec: ModelSpec, hosting: Hosting) -> TextHost | ImageHost 
     ranks = None
     if spec.ranks > 1:
         device, threads = _first_device(spec, device), threads.shared(spec.ranks if device.type == "cpu" else 1)
-        ranks = Ranks(spec.name, spec.ranks)
+        ranks = Ranks(spec.name, spec.ranks, hosting.log_style)
         ranks.begin_loading(text, device, kv_memory)
     model = load_model(spec, device, kv_memory)
     if ranks is not None:

@@ -1,7 +1,7 @@
 """A rank of a divided model other than the first: holds its part of the weights and the cache, and follows.
 
-Run as `python -m service.workers.rank_process RANK`, with messages of `rank_messages` on the standard input. It ends when that
-closes, whatever it is doing.
+Run as `python -m service.workers.rank_process RANK MODEL_NAME LOG_LEVEL LOG_FORMAT`, with messages of `rank_messages` on the
+standard input. It ends when that closes, whatever it is doing. It logs as the server does, every line with model and rank.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, cast
 
 import msgspec
 import torch
 
+from service.logs import LogFormat, configure_logging
 from service.models.loading import ModelError, ModelSpec, TextModel, load_model
 from service.models.parallel_decoder import ParallelDecoder
 from service.workers.block_pool import BlockPool
@@ -26,6 +27,10 @@ from service.workers.paged_cache import PagedCache
 from service.workers.rank_messages import Clear, Embed, Load, Loaded, Move, Run, Serve, ToRank, read, write
 from service.workers.threads import Threads
 from service.workers.torch_forward import TorchForward
+
+log = logging.getLogger("stride.ranks")
+
+FAILED_EXIT = 1
 
 
 class Follower:
@@ -107,11 +112,18 @@ def main() -> NoReturn:
     # The standard output is for answers: what a library prints must not end up among them.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    rank = int(sys.argv[1])
-    logging.basicConfig(level="WARNING", format=f"%(asctime)s %(levelname)s %(name)s (rank {rank}): %(message)s")
+    number, name, level, log_format = sys.argv[1:]
+    rank = int(number)
+    configure_logging(level, cast(LogFormat, log_format), "rank", model=name, rank=rank)
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, inbox), daemon=True).start()
-    follow(Follower(rank), inbox, answers)
+    try:
+        follow(Follower(rank), inbox, answers)
+    except Exception as error:
+        log.critical("the rank ends: %s", type(error).__name__, exc_info=True)
+        logging.shutdown()
+        # The interpreter's own end would abort: a thread of it waits at the standard input.
+        os._exit(FAILED_EXIT)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from service.logs import LogStyle
 from service.models.collective import Group
 from service.models.errors import ModelError
 from service.models.parallel_decoder import ParallelDecoder
@@ -42,14 +43,15 @@ class Ranks:
     """Ranks 1 to `size` - 1 of a model `name`, from the start of their processes until `close`, which also comes when nobody
     has this object any more, and at the process' end."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, log_style: LogStyle | None = None) -> None:
+        style = log_style or LogStyle()
         self.size = size
         self._name = name
         self._encoder = msgspec.msgpack.Encoder()
         self._answers = msgspec.msgpack.Decoder(Loaded)
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "service.workers.rank_process", str(rank)],
+                [sys.executable, "-m", "service.workers.rank_process", str(rank), name, style.level, style.format],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )
             for rank in range(1, size)

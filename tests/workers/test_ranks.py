@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +22,7 @@ from service.models.parallel_decoder import ParallelDecoder
 from service.procedures.types import Axis, Draft, TokenRow
 from service.workers.block_pool import BlockPool
 from service.workers.hosting import Hosting, host
+from service.workers.rank_messages import Clear, write
 from service.workers.ranks import Ranks
 from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
@@ -162,6 +167,22 @@ def test_batch_invariant_ranks_give_the_same_bits_for_any_chunks(ranks: Ranks, f
     at_once = run((row(0, 40), blocks))
     parts = [run((row(0, 7), chunked)), run((row(7, 27), chunked)), run((row(27, 40), chunked))]
     assert torch.equal(torch.cat(parts), at_once)
+
+
+@pytest.mark.parametrize("log_format", ["json", "human"])
+def test_a_rank_that_fails_says_so_in_the_servers_log_with_its_number(log_format: str) -> None:
+    command = [sys.executable, "-m", "service.workers.rank_process", "3", "text", "info", log_format]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None
+        write(process.stdin, msgspec.msgpack.encode(Clear([1])))  # of a cache that it has not got
+        told = process.stderr.read().decode()
+    assert process.returncode == 1
+    if log_format == "json":
+        (line,) = [json.loads(line) for line in told.splitlines()]
+        assert line["level"] == "critical" and "AssertionError" in line["exception"]
+        assert (line["process"], line["model"], line["rank"]) == ("rank", "text", 3)
+    else:
+        assert " CRITICAL stride.ranks: the rank ends: AssertionError model=text rank=3\n" in told
 
 
 def test_embeddings_come_from_whoever_has_them(ranks: Ranks, folder: Path) -> None:
