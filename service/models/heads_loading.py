@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,10 @@ from service.models.families import FAMILIES, read_config
 from service.models.family import Family
 from service.models.filling import fill, fitting, materialise
 from service.models.heads import FeatureModule, Heads, MedusaHeads, layer_config
+from service.models.model_spec import ModelSpec
 from service.models.safetensors_files import SafetensorsFolder
+
+log = logging.getLogger("stride.models")
 
 EMBEDDED_HEADS = "heads"
 """Folder inside a model's folder where its heads are looked for."""
@@ -40,6 +44,22 @@ class StoredHeads:
         materialise(self.network, dtype, device)
         fill(name, self.checkpoint, targets, self.family)
         return self.network.eval()
+
+
+def heads_of(spec: ModelSpec, model: DecoderConfig, inside: StoredHeads | None, rank: int) -> StoredHeads | None:
+    """Those that were named, else those of the checkpoint itself (`inside`), else those in a folder beside it; for a network
+    that is divided, none, of which its first rank tells the log. Raises ModelError as `stored_heads` does."""
+    beside = spec.folder / EMBEDDED_HEADS
+    if spec.ranks > 1:
+        if not rank and (inside is not None or (beside / "config.json").is_file()):
+            log.warning("%s: its heads are not loaded: they are for models that tensor_parallel does not divide", spec.name)
+        return None
+    if spec.heads is not None:
+        try:
+            return stored_heads(spec.heads, model)
+        except ModelError as error:
+            raise ModelError(f"heads: {error}") from error
+    return stored_heads(beside, model) if inside is None and (beside / "config.json").is_file() else inside
 
 
 def module_of_checkpoint(checkpoint: SafetensorsFolder, config: DecoderConfig, family: Family) -> StoredHeads:

@@ -14,7 +14,7 @@ from torch import nn
 from service.models.class_conditional import ClassConditional
 from service.models.class_conditional_folder import PIPELINE as DIT_PIPELINE
 from service.models.class_conditional_folder import load_class_conditional, load_dit_pipeline
-from service.models.decoder import Decoder, DecoderConfig
+from service.models.decoder import Decoder
 from service.models.dit import MODEL_TYPE as DIT
 from service.models.errors import ModelError
 from service.models.families import FAMILIES, read_config
@@ -24,7 +24,7 @@ from service.models.flow_transformer import FlowTransformer, FlowTransformerConf
 from service.models.gemma4 import PUBLISHED
 from service.models.generation_config import GenerationConfig, token_ids
 from service.models.heads import Heads
-from service.models.heads_loading import EMBEDDED_HEADS, StoredHeads, module_of_checkpoint, stored_heads
+from service.models.heads_loading import heads_of, module_of_checkpoint
 from service.models.hub import fetch
 from service.models.latent_network import LatentNetwork
 from service.models.masked_autoregressive import MaskedAutoregressive, MaskedAutoregressiveConfig, PatchwiseNetwork
@@ -148,7 +148,7 @@ def _load_text_model(
     _check_room(network, dtype, device, kv_memory, spec.ranks if device.type == "cpu" and not rank else 1)
     materialise(network, dtype, device)
     fill(spec.name, checkpoint, targets, own)
-    stored = _stored_heads(spec, config, module_of_checkpoint(checkpoint, config, family) if modules else None)
+    stored = heads_of(spec, config, module_of_checkpoint(checkpoint, config, family) if modules else None, rank)
     if stored is not None:
         _check_room(stored.network, dtype, device, kv_memory)
     generation = _generation_config(spec)
@@ -158,20 +158,6 @@ def _load_text_model(
     heads = None if stored is None else stored.load(spec.name, dtype, device)
     canvas = {**PUBLISHED, **generation.canvas} if config.self_conditioning else {}
     return TextModel(spec, network.eval(), drawable, limit, _count(whole), generation.sampling, canvas, heads)
-
-
-def _stored_heads(spec: ModelSpec, config: DecoderConfig, inside: StoredHeads | None) -> StoredHeads | None:
-    """Those that were named, else those of the checkpoint itself, else those in a folder beside it; for a network that is
-    divided, none."""
-    if spec.ranks > 1:
-        return None
-    if spec.heads is not None:
-        try:
-            return stored_heads(spec.heads, config)
-        except ModelError as error:
-            raise ModelError(f"heads: {error}") from error
-    beside = spec.folder / EMBEDDED_HEADS
-    return stored_heads(beside, config) if inside is None and (beside / "config.json").is_file() else inside
 
 
 def _load_draft_model(model: TextModel, device: torch.device, kv_memory: int) -> TextModel | None:

@@ -238,6 +238,13 @@ def test_heads_are_refused_and_so_is_a_device_that_is_one(folder: Path) -> None:
         host(f"m={place},tensor_parallel=2,device=meta", Hosting("cpu", 1, 1 << 20, 16, 4, False))
 
 
+def test_heads_beside_a_divided_model_are_left_out_and_its_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    parts = [load_model(ModelSpec.parse("shakespeare,tensor_parallel=3"), CPU, rank=rank) for rank in range(3)]
+    assert all(isinstance(part, TextModel) and part.heads is None for part in parts)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("shakespeare: its heads are not loaded") and "tensor_parallel" in line
+
+
 def test_ranks_that_are_closed_leave_and_this_process_stays() -> None:
     """A rank that ends otherwise ends the process that leads it."""
     ranks = Ranks("closed", 3)
