@@ -29,9 +29,13 @@ export function setApiKey(value) {
   }
 }
 
+/** The header that tells the key, as the server compares it: in UTF-8. A page gives the bytes of a header one a character. */
+export function authorization() {
+  return secret ? { Authorization: `Bearer ${String.fromCharCode(...new TextEncoder().encode(secret))}` } : {};
+}
+
 async function asked(path, options = {}) {
-  const headers = { ...options.headers };
-  if (secret) headers.Authorization = `Bearer ${secret}`;
+  const headers = { ...options.headers, ...authorization() };
   let response;
   try {
     response = await fetch(path, { ...options, headers });

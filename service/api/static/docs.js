@@ -1,5 +1,5 @@
 /** The page at /docs: the server's own OpenAPI document, to read and to try. */
-import { apiKey, json } from "./api.js";
+import { authorization, json } from "./api.js";
 import { byId, make } from "./dom.js";
 import { explained } from "./explain.js";
 import { exampleBody, mentioned, operations, resolved, typeOf } from "./openapi.js";
@@ -103,9 +103,8 @@ function attempt(spec, one, models) {
 }
 
 async function sent(method, path, body) {
-  const headers = {};
+  const headers = authorization();
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  if (apiKey()) headers.Authorization = `Bearer ${apiKey()}`;
   try {
     const response = await fetch(path, { method, headers, body });
     const text = await response.text();
