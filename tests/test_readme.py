@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import re
 import shlex
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
+from starlette.requests import Request
 
+from service.api.edits import edit_body
 from service.api.schemas import GenerateBody
 from service.bench import add_arguments
 from service.models.dit import DitConfig
@@ -64,10 +68,27 @@ def test_the_table_of_class_conditional_models_is_what_their_config_takes() -> N
 
 def test_the_bodies_of_the_curl_examples_are_valid() -> None:
     bodies = [json.loads(body) for body in re.findall(r"-d '(\{.*?\})'", README, re.DOTALL)]
-    assert len(bodies) == 3
+    assert len(bodies) == 5
     for body in bodies:
         procedure = GenerateBody.model_validate(body).choice() or {"name": "flow_map"}
         msgspec.convert(procedure, PROCEDURES[procedure.pop("name")].parameters)
+
+
+def test_the_form_of_the_curl_example_is_valid() -> None:
+    (flags,) = re.findall(r"curl -s http://127.0.0.1:8000/v1/images/edits ([^|]*)\|", README)
+    words = shlex.split(flags.replace("\\\n", " "))
+    assert set(words[::2]) == {"-F"}
+    fields = dict(word.split("=", 1) for word in words[1::2])
+    files = {name: (value, b"a picture") for name, value in fields.items() if value.startswith("@")}
+    texts = {name: value for name, value in fields.items() if name not in files}
+    sent = httpx.Request("POST", "http://stride", data=texts, files=files)
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": sent.read()}
+
+    headers = [(b"content-type", sent.headers["content-type"].encode())]
+    body = asyncio.run(edit_body(Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive)))
+    assert set(fields) <= body.model_fields_set and body.strength == 0.7
 
 
 def test_the_python_example_compiles() -> None:
