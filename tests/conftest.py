@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ import torch
 # Read when triton is imported, which diffusers and transformers do as well: this file comes before all test modules.
 # Where there is a GPU, Triton's kernels run on it; elsewhere in the interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
+# No test speaks TLS, and each new client of httpx would read a bundle of certificates, which takes a twentieth of a second.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 
 from kernels.cpu import library
 from service.workers import fastest_forward

@@ -62,7 +62,9 @@ class Watched(Server):
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     collector = Collector()
-    server = Watched(tmp_path_factory.mktemp("watched"), collector)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # ms; spans wait for company 5 s long otherwise
+        server = Watched(tmp_path_factory.mktemp("watched"), collector)
     yield server
     assert server.stop() == 0
     collector.stop()
