@@ -14,15 +14,18 @@ import pytest
 from tests.http.server import Server
 
 LONG = {"model": "shakespeare", "prompt": "ROMEO:\n", "max_tokens": 1900, "ignore_eos": True}
+KEY = {"Authorization": "Bearer open sesame"}
 SLOW_IMAGE = {"model": "shapes", "prompt": "a large red circle", "procedure": {"name": "euler", "steps": 1000}}
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One request of a model at a time, and a short queue, behind a key."""
-    server = Server(tmp_path_factory.mktemp("small") / "log", "--max-running", "1", "--max-waiting", "1")
+    flags = ("--max-running", "1", "--max-waiting", "1", "--api-key", "open sesame")
+    server = Server(tmp_path_factory.mktemp("small") / "log", *flags)
+    server._client.headers.update(KEY)
     yield server
-    server.stop()
+    assert server.stop() in (0, -15)
 
 
 @pytest.mark.parametrize("body", [LONG, SLOW_IMAGE], ids=["text", "image"])
@@ -57,9 +60,8 @@ def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
     answers: list[int] = []
 
     def ask() -> None:
-        response = httpx.post(
-            small.url + "/v1/generate", json={**SLOW_IMAGE, "procedure": {"name": "euler", "steps": 80}}, timeout=60
-        )
+        body = {**SLOW_IMAGE, "procedure": {"name": "euler", "steps": 80}}
+        response = httpx.post(small.url + "/v1/generate", json=body, headers=KEY, timeout=60)
         answers.append(response.status_code)
         if response.status_code == 429:
             assert response.headers["retry-after"] and response.json()["error"]["code"] == "queue_full"
@@ -74,7 +76,7 @@ def test_a_full_queue_says_when_to_come_back(small: Server) -> None:
 
 
 def test_a_deadline_that_passes_in_the_queue_is_a_504_or_an_error_event_of_a_stream(small: Server) -> None:
-    with httpx.stream("POST", small.url + "/v1/generate", json={**LONG, "stream": True}, timeout=30):
+    with httpx.stream("POST", small.url + "/v1/generate", json={**LONG, "stream": True}, headers=KEY, timeout=30):
         small.until(lambda: small.metric("stride_requests_running") == 1)
         late = small.post("/v1/completions", {"model": "shakespeare", "prompt": "x", "deadline_ms": 50})
         body = {"model": "shakespeare", "prompt": "x", "deadline_ms": 50, "stream": True}
@@ -121,16 +123,11 @@ def test_a_killed_engine_fails_what_ran_in_it_and_comes_back(tmp_path: Path) -> 
         server.stop()
 
 
-def test_a_key_is_asked_for_where_it_matters(tmp_path: Path) -> None:
-    server = Server(tmp_path / "log", "--api-key", "open sesame", "--model", "shakespeare")
-    try:
-        body = {"model": "shakespeare", "prompt": "x", "max_tokens": 1}
-        refused = server.post("/v1/completions", body)
-        assert refused.status_code == 401 and refused.json()["error"]["type"] == "authentication_error"
-        headers = {"Authorization": "Bearer open sesame"}
-        assert httpx.post(server.url + "/v1/completions", json=body, headers=headers).status_code == 200
-        for given, status in (("bearer open sesame", 200), ("BEARER  open sesame", 200), ("Basic open sesame", 401)):
-            assert httpx.get(server.url + "/v1/models", headers={"Authorization": given}).status_code == status
-        assert httpx.get(server.url + "/metrics").status_code == 200
-    finally:
-        assert server.stop() in (0, -15)
+def test_a_key_is_asked_for_where_it_matters(small: Server) -> None:
+    body = {"model": "shakespeare", "prompt": "x", "max_tokens": 1}
+    refused = httpx.post(small.url + "/v1/completions", json=body)
+    assert refused.status_code == 401 and refused.json()["error"]["type"] == "authentication_error"
+    assert httpx.post(small.url + "/v1/completions", json=body, headers=KEY).status_code == 200
+    for given, status in (("bearer open sesame", 200), ("BEARER  open sesame", 200), ("Basic open sesame", 401)):
+        assert httpx.get(small.url + "/v1/models", headers={"Authorization": given}).status_code == status
+    assert httpx.get(small.url + "/metrics").status_code == 200
