@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from service.settings import Settings
 from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request
 from tests.engine.test_batch_invariant import logits_seen
 from tests.engine.test_day_in_small import small_engine
+from tests.few import few
 
 TEXT = (
     b"First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\nFirst Citizen:\nYou are all "
@@ -79,7 +81,7 @@ def alone(kind: str) -> dict[str, list[int]]:
     return tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, "sampled", "blocks, sampled", "blocks, masked again"))
 def test_tokens_are_the_same_alone_together_and_cached(kind: str) -> None:
     submits, roomy = requests(kind), shakespeare()
     together = checked(roomy, submits)
@@ -90,13 +92,10 @@ def test_tokens_are_the_same_alone_together_and_cached(kind: str) -> None:
     assert roomy.gauges().preemptions == {"shakespeare": 0}
 
 
-def every_pair() -> list[object]:
-    """Of a kind and what is tight; where it is by turns, one for each kind, the rest are slow."""
-    turns = [(kind, way, i % len(TIGHT) == j) for i, kind in enumerate(KINDS) for j, way in enumerate(TIGHT)]
-    return [pytest.param(kind, way, marks=[] if turn else pytest.mark.slow) for kind, way, turn in turns]
+SET_BACK = (("sampled", "in chunks"), ("blocks, sampled", "without sharing"), ("blocks, masked again", "plainly"))
 
 
-@pytest.mark.parametrize("kind,way", every_pair())
+@pytest.mark.parametrize("kind,way", few(itertools.product(KINDS, TIGHT), *SET_BACK))
 def test_tokens_are_the_same_chunked_and_set_back(kind: str, way: str) -> None:
     tight = shakespeare(**TIGHT[way])
     set_back = checked(tight, requests(kind))

@@ -19,6 +19,7 @@ from service.engine.messages import Finish, Sampling, Submit, TextWork
 from service.settings import Settings
 from tests.checkpoints import write_decoder
 from tests.engine.driving import Outputs, finish_all
+from tests.few import few
 
 FAMILIES = 3
 PAGE_BYTES = 4096
@@ -107,8 +108,9 @@ def a_day(folder: Path, count: int) -> int:
 
 
 @pytest.mark.timeout(600)
-def test_80_requests_in_too_little_memory_get_what_each_would_alone(tmp_path: Path) -> None:
-    a_day(tmp_path / "text", 80)
+@pytest.mark.parametrize("count", few([24, 80], 24))
+def test_requests_in_too_little_memory_get_what_each_would_alone(tmp_path: Path, count: int) -> None:
+    a_day(tmp_path / "text", count)
 
 
 @pytest.mark.slow

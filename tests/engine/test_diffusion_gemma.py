@@ -20,6 +20,7 @@ from service.workers.purposes import TOKEN_DRAW
 from tests.diffusion_gemma import CANVAS, VOCABULARY, write_gemma
 from tests.engine.driving import finish_all, finish_all_set_back
 from tests.engine.test_diffusion_models import KNOWN, Canvas, engine_of, generated, prompt_of, submit
+from tests.few import few
 from tests.http.test_checkpoints import write_tokenizer
 
 pytest.importorskip("transformers")
@@ -139,7 +140,7 @@ def alone_through(folder: Path) -> dict[str, list[int]]:
     return {request.id: finish_all(engine, [request]).tokens[request.id] for request in a_day()}
 
 
-@pytest.mark.parametrize("positions,set_back", [(1200, False), (112, False), (1200, True)])
+@pytest.mark.parametrize("positions,set_back", few([(1200, False), (112, False), (1200, True)], (112, False), (1200, True)))
 def test_tokens_depend_neither_on_the_batch_nor_on_shared_blocks_nor_on_memory(
     folder: Path, positions: int, set_back: bool
 ) -> None:

@@ -19,6 +19,7 @@ from service.engine.messages import Revision, Sampling, Submit, TextWork
 from service.settings import Settings
 from tests.diffusion_checkpoints import LAYOUTS, MASK, logits_of, write_layout
 from tests.engine.driving import Outputs, finish_all, finish_all_set_back
+from tests.few import few
 from tests.http.test_checkpoints import write_tokenizer
 
 pytest.importorskip("transformers")
@@ -152,10 +153,17 @@ def alone_through(place: Path, length: int) -> dict[str, list[int]]:
     return {request.id: finish_all(engine, [request]).tokens[request.id] for request in a_day(length)}
 
 
+ROOMY, TIGHT = 1200, 112
+BLOCKED = [("sdar", 16), ("sdar", 3), ("sdar-tied-blocks-of-8", 4), ("fast_dllm", 12), ("llada2", 4)]
+
+
 @pytest.mark.parametrize(
-    "name,kv_block", [("sdar", 16), ("sdar", 3), ("sdar-tied-blocks-of-8", 4), ("fast_dllm", 12), ("llada2", 4)]
-)
-@pytest.mark.parametrize("positions", [1200, 112])
+    "name,kv_block,positions",
+    few(
+        [(*each, positions) for each in BLOCKED for positions in (ROOMY, TIGHT)],
+        ("sdar", 3, ROOMY), ("sdar", 3, TIGHT), ("fast_dllm", 12, ROOMY), ("sdar-tied-blocks-of-8", 4, TIGHT),
+    ),
+)  # fmt: skip
 def test_tokens_depend_neither_on_the_batch_nor_on_shared_blocks_nor_on_memory(
     folder: Path, name: str, kv_block: int, positions: int
 ) -> None:
@@ -169,7 +177,7 @@ def test_tokens_depend_neither_on_the_batch_nor_on_shared_blocks_nor_on_memory(
     again = finish_all(engine, a_day(length))
     assert again.tokens == alone
     lane = engine.scheduler.lanes["m"]
-    if positions == 1200:
+    if positions == ROOMY:
         assert sum(done.usage.cached_tokens or 0 for done in again.done.values()) > 100, "nothing was shared"
     else:
         assert lane.preemptions > 0, "there was memory for all"
@@ -261,8 +269,13 @@ def wholes_alone(place: Path) -> dict[str, list[int]]:
     return {request.id: finish_all(engine, [request]).tokens[request.id] for request in a_day_of_wholes()}
 
 
-@pytest.mark.parametrize("name", ["llada", "dream"])
-@pytest.mark.parametrize("positions,set_back", [(1200, False), (112, False), (1200, True)])
+@pytest.mark.parametrize(
+    "name,positions,set_back",
+    few(
+        [(name, *how) for name in ("llada", "dream") for how in ((ROOMY, False), (TIGHT, False), (ROOMY, True))],
+        ("dream", ROOMY, False), ("llada", TIGHT, False), ("llada", ROOMY, True),
+    ),
+)  # fmt: skip
 def test_tokens_of_a_whole_sequence_depend_neither_on_the_batch_nor_on_memory(
     folder: Path, name: str, positions: int, set_back: bool
 ) -> None:
@@ -335,7 +348,7 @@ RULES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sdar-tied-blocks-of-8", "fast_dllm", "llada", "dream"])
+@pytest.mark.parametrize("name", few(["sdar-tied-blocks-of-8", "fast_dllm", "llada", "dream"], "sdar-tied-blocks-of-8", "dream"))
 def test_every_rule_fills_what_was_asked_for_by_itself_and_in_a_batch_that_is_set_back(folder: Path, name: str) -> None:
     reference(folder / name, name)
     whole = LAYOUTS[name].config["model_type"] in ("llada", "Dream")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from service.engine.validation import InvalidField, procedure_parameters
 from service.settings import Settings
 from tests.checkpoints import write_decoder
 from tests.engine.driving import Outputs, finish_all, text_request
+from tests.few import few
 from tests.heads import write_eagle, write_medusa, write_mtp
 
 KINDS = {"mtp": "heads", "eagle": "heads", "medusa": "heads", "draft_model": "draft_model", "itself": "draft_model"}
@@ -64,7 +66,7 @@ def plain(folder: Path) -> Outputs:
     return outputs
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, "draft_model", "eagle", "medusa", "mtp"))
 def test_the_text_is_that_of_plain_decoding_alone_mixed_chunked_cached_and_set_back(
     kind: str, folder: Path, plain: Outputs
 ) -> None:
@@ -79,7 +81,7 @@ def test_the_text_is_that_of_plain_decoding_alone_mixed_chunked_cached_and_set_b
     assert finish_all(engine_with(folder, kind, token_budget=24), half).tokens == plain.tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, "draft_model", "eagle"))
 def test_who_is_set_back_in_the_middle_of_a_draft_writes_the_same(kind: str, folder: Path, plain: Outputs) -> None:
     block = {"medusa": 2, "mtp": 3, "eagle": 3, "draft_model": 4, "itself": 4}[kind] * 2 * 4 * 2 * 8 * 4
     tight = engine_with(folder, kind, f",kv_memory={36 * block}")
@@ -89,8 +91,9 @@ def test_who_is_set_back_in_the_middle_of_a_draft_writes_the_same(kind: str, fol
     assert tight.gauges().kv_blocks["text"][0] == 0
 
 
-@pytest.mark.parametrize("width", [2, 4])
-@pytest.mark.parametrize("kind", ["mtp", "medusa", "draft_model"])
+@pytest.mark.parametrize(
+    "kind,width", few(itertools.product(("mtp", "medusa", "draft_model"), (2, 4)), ("draft_model", 2), ("medusa", 4))
+)
 def test_trees_of_guesses_give_the_text_of_plain_decoding_too(
     kind: str, width: int, folder: Path, plain: Outputs
 ) -> None:
@@ -132,9 +135,10 @@ def test_the_card_names_the_drafters_and_others_are_refused(folder: Path) -> Non
         procedure_parameters(card, {"name": "speculative", "drafter": "draft_model"})
 
 
-def test_a_second_guess_at_every_place_makes_longer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", few([160, 400], 160))
+def test_a_second_guess_at_every_place_makes_longer_runs(length: int) -> None:
     engine = build_engine(Settings(models=["shakespeare"], threads=1, kv_memory=8 << 20))
-    work = TextWork(list(b"ROMEO:\n"), 400, Sampling(temperature=1.0))
+    work = TextWork(list(b"ROMEO:\n"), length, Sampling(temperature=1.0))
     forwards = []
     for width in (1, 2, 4):
         parameters = {"drafter": "heads", "draft_tokens": 4, "width": width, "adaptive": False}
@@ -143,7 +147,7 @@ def test_a_second_guess_at_every_place_makes_longer_runs(monkeypatch: pytest.Mon
     assert forwards[1] < 0.97 * forwards[0] and forwards[2] < forwards[1]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("temperature", few([0.0, 0.8, 1.0], 0.8))
 def test_shakespeare_drafts_with_its_own_module_for_more_than_two_tokens_a_forward(temperature: float) -> None:
     engine = build_engine(Settings(models=["shakespeare"], threads=1, kv_memory=8 << 20))
     prompts = (b"ROMEO:\nWhat ", b"KING HENRY:\n", b"The ")

@@ -17,6 +17,7 @@ from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
 from tests.engine.driving import finish_all
 from tests.families import VARIANTS, VOCABULARY, write_variant
+from tests.few import each_way
 
 pytest.importorskip("transformers")
 
@@ -35,7 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+TORCH = ("gemma2", "gemma4", "gpt2", "mixtral", "qwen3", "smollm3-listed-window-biases")
+KERNEL = ("gemma3", "gpt2-odd", "llama-biases-tied", "mistral-window")
+
+
+@pytest.mark.parametrize("name,way", each_way(VARIANTS, KERNEL, TORCH), indirect=["way"])
 def test_texts_are_the_same_alone_mixed_chunked_cached_and_set_back(folder: Path, name: str, way: str) -> None:
     if not (folder / name).exists():
         write_variant(folder / name, VARIANTS[name])

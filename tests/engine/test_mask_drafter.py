@@ -10,12 +10,13 @@ from service.engine.assembly import _drafters
 from service.engine.cost import ForwardCost
 from service.procedures.speculative import SpeculativeParameters
 from tests.engine.driving import engine_on, finish_all, image_request, text_request
-from tests.engine.test_speculative import SAMPLING, WORK, pairs, replace_procedure
+from tests.engine.test_speculative import CASES, SAMPLING, WORK, pairs, replace_procedure
+from tests.few import few
 
 MASK = {"drafter": "mask", "adaptive": False}
 
 
-@pytest.mark.parametrize("case", [*SAMPLING, *WORK])
+@pytest.mark.parametrize("case", few(CASES, "greedy", "filtered", "penalised", "stops", "grammar-penalised"))
 def test_the_same_text_comes_with_masks(case: str, tmp_path: Path) -> None:
     submits = pairs(5, **({"sampling": SAMPLING[case]} if case in SAMPLING else WORK[case]))
     plain = finish_all(engine_on(tmp_path), submits)

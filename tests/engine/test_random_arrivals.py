@@ -14,6 +14,7 @@ from service.engine.messages import ImageWork, Submit
 from service.settings import Settings
 from tests.adapters import random_adapter
 from tests.engine.driving import Outputs, finish_all
+from tests.few import few
 from tests.pipeline_checkpoints.stable_diffusion import write_stable_diffusion_xl
 from tests.pipelines import load
 
@@ -63,9 +64,10 @@ def pixels(outputs: Outputs, name: str) -> np.ndarray:
     return np.frombuffer(done.rgb, np.uint8).reshape(done.height, done.width, 3).astype(int)
 
 
-def test_requests_that_come_at_random_share_forwards_and_get_what_each_gets_alone(model: str) -> None:
+@pytest.mark.parametrize("count", few([12, 21], 12))
+def test_requests_that_come_at_random_share_forwards_and_get_what_each_gets_alone(model: str, count: int) -> None:
     rng = random.Random(5)
-    submits = [request(number, rng) for number in range(21)]
+    submits = [request(number, rng) for number in range(count)]
     engine, outputs, waiting = engine_with(model), Outputs(), list(submits)
     while waiting or engine.has_work:
         while waiting and (rng.random() < 0.4 or not engine.has_work):

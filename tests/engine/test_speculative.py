@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from service.procedures.types import Draft, TokenRow
 from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request
 from tests.engine.guessing import branching, install, oracle
 from tests.engine.reading_worker import CARD, VOCABULARY, reading_engine
+from tests.few import few
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -68,8 +70,17 @@ def texts(submits: list[Submit], outputs: Outputs) -> list[list[int]]:
     return [list(s.work.prompt) + outputs.tokens[s.id] for s in submits if isinstance(s.work, TextWork)]
 
 
-@pytest.mark.parametrize("right", [1.0, 0.6, 0.0])
-@pytest.mark.parametrize("case", [*SAMPLING, *WORK])
+CASES = (*SAMPLING, *WORK)
+NEVER_RIGHT = [("plain", 0.0), ("grammar-penalised", 0.0)]
+
+
+@pytest.mark.parametrize(
+    "case,right",
+    few(
+        itertools.product(CASES, (1.0, 0.6, 0.0)),
+        *((case, 0.6) for case in CASES if case not in ("plain", "filtered", "sampled")), *NEVER_RIGHT, ("filtered", 1.0),
+    ),
+)  # fmt: skip
 def test_the_same_text_comes_with_any_guesses(
     case: str, right: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,8 +109,13 @@ def test_the_same_text_comes_with_any_guesses(
                 assert [token for token, _ in top] == [token for token, _ in expected.top]
 
 
-@pytest.mark.parametrize("right", [1.0, 0.5])
-@pytest.mark.parametrize("case", [*SAMPLING, *WORK])
+OFTEN_IN_TREES = ("filtered", "stops", "grammar-penalised")
+
+
+@pytest.mark.parametrize(
+    "case,right",
+    few(itertools.product(CASES, (1.0, 0.5)), *((case, 0.5) for case in OFTEN_IN_TREES), ("logprobs", 1.0)),
+)
 def test_the_same_text_comes_with_any_tree_of_guesses(
     case: str, right: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,9 +231,17 @@ def reading_submits(count: int) -> list[Submit]:
     return out
 
 
-@pytest.mark.parametrize("limits", [Limits(8, 32, 16), Limits(3, 16, 8), Limits(8, 64, 16)])
-@pytest.mark.parametrize("blocks", [14, 40])
-@pytest.mark.parametrize(("right", "width"), [(0.8, 1), (0.2, 1), (0.8, 3)])
+SMALL, NARROW, WIDE = Limits(8, 32, 16), Limits(3, 16, 8), Limits(8, 64, 16)
+GUESSES = ((0.8, 1), (0.2, 1), (0.8, 3))
+
+
+@pytest.mark.parametrize(
+    "right,width,blocks,limits",
+    few(
+        [(*guesses, blocks, limits) for guesses in GUESSES for blocks in (14, 40) for limits in (SMALL, NARROW, WIDE)],
+        (0.8, 1, 14, SMALL), (0.2, 1, 14, WIDE), (0.8, 3, 14, NARROW), (0.8, 3, 40, WIDE),
+    ),
+)  # fmt: skip
 def test_a_storm_of_guesses_in_tight_memory_with_leavers_loses_and_leaks_nothing(
     right: float, width: int, blocks: int, limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import httpx
 
 from tests.http.server import Server
 
-NUMBER = 50
+NUMBER = 30
 HELD_BACK = ("--max-running", "8", "--threads", "1")
 
 

@@ -30,7 +30,7 @@ def events(server: Server, body: dict[str, Any]) -> list[tuple[str, dict[str, An
 
 def test_a_canvas_is_revised_then_committed(server: Server) -> None:
     procedure = {"name": "block_diffusion", "block_length": 32, "rule": "confidence", "steps": 32}
-    body = {"model": "shakespeare", "prompt": "JULIET:\n", "max_tokens": 256, "seed": 2, "ignore_eos": True}
+    body = {"model": "shakespeare", "prompt": "JULIET:\n", "max_tokens": 128, "seed": 2, "ignore_eos": True}
     body["procedure"] = procedure
     seen = events(server, body)
     committed, canvas = list[int](), dict[int, int]()
@@ -45,12 +45,12 @@ def test_a_canvas_is_revised_then_committed(server: Server) -> None:
             assert len(data["text"]) == 32 and data["text"].count(MASK) == 32 - len(now)
             canvas = now
     shown = sum(name == "revision" for name, _ in seen)
-    assert 0 < shown < 256 - 8 and len(committed) == 256  # one in 50 ms, and none that waits when it is committed
+    assert 0 < shown < 128 - 4 and len(committed) == 128  # one in 50 ms, and none that waits when it is committed
     done = seen[-1][1]
     whole = server.post("/v1/generate", body).json()
     assert done["outputs"] == whole["outputs"] and done["procedure"] == whole["procedure"]
     assert whole["outputs"][0]["text"] == "".join(data["text"] for name, data in seen if name == "token")
-    assert whole["usage"]["forwards"] == 256 and whole["usage"]["tokens_per_forward"] == 1.0
+    assert whole["usage"]["forwards"] == 128 and whole["usage"]["tokens_per_forward"] == 1.0
 
 
 def test_previews_lead_to_the_picture(server: Server) -> None:

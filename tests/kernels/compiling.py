@@ -1,6 +1,8 @@
 """Compiles every instance in `AOT` of the Triton kernels for a GPU that need not be there, and prints what became of them.
 
-    python -m tests.kernels.compiling [FOLDER OF kernels/]
+    python -m tests.kernels.compiling [--first] [FOLDER OF kernels/]
+
+With --first only the first instance of each function.
 
 Run without TRITON_INTERPRET. Prints one JSON object a line: kernel, instance, error, registers a thread, stack in bytes a
 thread (spilled registers live there), shared memory in bytes a program.
@@ -8,11 +10,11 @@ thread (spilled registers live there), shared memory in bytes a program.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -91,7 +93,15 @@ def usage(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    for kernel, instance in instances(sys.argv[1] if len(sys.argv) > 1 else ""):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first", action="store_true")
+    parser.add_argument("folder", nargs="?", default="")
+    args = parser.parse_args()
+    seen = set()
+    for kernel, instance in instances(args.folder):
+        if args.first and (kernel, instance.function.__name__) in seen:
+            continue
+        seen.add((kernel, instance.function.__name__))
         print(json.dumps(asdict(compiled(kernel, instance))), flush=True)
 
 

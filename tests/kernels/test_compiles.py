@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.few import few
+
 pytest.importorskip("triton")
 ROOT = Path(__file__).parent.parent.parent
 SHARED_MEMORY = 227 * 1024
@@ -21,12 +23,12 @@ SPILLED = 16
 
 
 @pytest.mark.timeout(600)
-def test_every_instance_compiles_for_a_gpu_and_fits_it() -> None:
+@pytest.mark.parametrize("which", few(["first", "all"], "first"))
+def test_instances_of_every_kernel_compile_for_a_gpu_and_fit_it(which: str) -> None:
     """In a process without the interpreter; compiled kernels stay in Triton's cache, so that only changed ones take long."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    said = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compiling"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "tests.kernels.compiling", *(["--first"] if which == "first" else [])]
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     found = [json.loads(line) for line in said.stdout.splitlines()]
     errors = [f"{one['kernel']}: {one['instance']}: {one['error']}" for one in found if one["error"]]

@@ -24,6 +24,7 @@ from service.settings import Settings
 from service.workers.hosting import Hosting, TextHost, host
 from tests.checkpoints import write_decoder, write_flow_transformer
 from tests.families import VARIANTS, write_variant
+from tests.few import few
 
 pytest.importorskip("transformers")
 
@@ -313,8 +314,11 @@ print(weights, status("VmHWM:") - before, "transformers" in sys.modules)
 """
 
 
+BFLOAT16, INT8 = "dtype=bfloat16", "quantization=int8,dtype=bfloat16"
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize("options", ["dtype=bfloat16", "quantization=int8,dtype=bfloat16"])
+@pytest.mark.parametrize("options", few([BFLOAT16, INT8], INT8))
 def test_loading_never_holds_two_copies_and_imports_no_transformers(tmp_path: Path, options: str) -> None:
     config = {
         "model_type": "llama", "vocab_size": 64, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8,

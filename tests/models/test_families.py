@@ -22,6 +22,7 @@ from service.workers.torch_forward import TorchForward
 from service.workers.types import Draws, RowError, TokenMove
 from service.workers.unread import Unread
 from tests.families import SIZES, VARIANTS, VOCABULARY, write_variant
+from tests.few import each_way, few
 
 pytest.importorskip("transformers")
 
@@ -88,7 +89,17 @@ def logits_in(worker: RecordingWorker, *chunks: int) -> Tensor:
     return torch.cat(worker.recorded)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+EXPERTS = ("mixtral", "mixtral-window-tied", "qwen3_moe", "qwen3_moe-some-dense", "gemma4", "gemma4-experts-capped")
+"""What the kernel does not run: for these torch is the only way."""
+KERNEL = [name for name in VARIANTS if name not in EXPERTS]
+TORCH = (
+    *EXPERTS, "gemma2", "gemma2-no-caps", "gemma3-scaled-caps", "gpt2-odd", "llama-biases-tied", "llama-linear", "llama-llama3",
+    "llama-single-kv-wide-heads", "llama-yarn-mscale", "mistral-window", "olmo2-tied-biases", "phi3-longrope-long",
+    "phi3-longrope-short", "phi3-partial", "qwen2-window-on-some-tied", "qwen3-biases-window", "smollm3-listed-window-biases",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name,way", each_way(VARIANTS, KERNEL, TORCH), indirect=["way"])
 def test_logits_equal_those_of_transformers_whole_in_chunks_and_token_by_token(folder: Path, name: str, way: str) -> None:
     model = reference(folder / name, name)
     with torch.no_grad():
@@ -103,13 +114,18 @@ def test_logits_equal_those_of_transformers_whole_in_chunks_and_token_by_token(f
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_kernel_runs_all_families_but_mixtures_of_experts_and_gemma4(folder: Path, name: str) -> None:
     reference(folder / name, name)
-    other = any(word in name for word in ("moe", "mixtral", "gemma4"))
-    assert isinstance(served(folder / name, name)._forward, TorchForward if other else KernelForward)
+    assert isinstance(served(folder / name, name)._forward, TorchForward if name in EXPERTS else KernelForward)
 
 
 # transformers changes longrope's factors in the middle of a text that grows beyond the original length; here a served
 # length decides once. Its prompt of 40 is compared above.
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "phi3-longrope-long"])
+GROWING = [name for name in VARIANTS if name != "phi3-longrope-long"]
+GREEDY = ("gemma2", "gemma4-experts-capped", "gpt2", "llama-dynamic", "mixtral", "smollm3-listed-window-biases")
+
+
+@pytest.mark.parametrize(
+    "name,way", each_way(GROWING, ("gemma3", "gpt2-odd", "llama", "mistral-window"), GREEDY), indirect=["way"]
+)
 def test_greedy_texts_equal_those_of_transformers_in_a_mixed_batch(folder: Path, name: str, way: str) -> None:
     model = reference(folder / name, name)
     lengths, count = (33, 5, 18), 20
@@ -134,7 +150,7 @@ def test_greedy_texts_equal_those_of_transformers_in_a_mixed_batch(folder: Path,
 ONE_EACH = ["llama", "gemma2", "gemma3", "gpt2", "olmo2", "phi3-partial", "qwen2", "qwen3_moe", "smollm3"]
 
 
-@pytest.mark.parametrize("name", ONE_EACH)
+@pytest.mark.parametrize("name,way", each_way(ONE_EACH, ONE_EACH[:-2], ["gemma3", "gpt2", "qwen3_moe"]), indirect=["way"])
 def test_bfloat16_stays_near_float32(folder: Path, name: str, way: str) -> None:
     place = folder / f"{name}-bfloat16"
     model = reference(place, name, torch.bfloat16)
@@ -161,7 +177,7 @@ def test_a_batch_invariant_worker_gives_the_same_bits_for_any_chunks(folder: Pat
 
 
 @pytest.mark.parametrize("quantization,near", [("int8", 0.1), ("fp8", 0.3)])
-@pytest.mark.parametrize("name", ["llama-biases-tied", "gpt2", "mixtral"])
+@pytest.mark.parametrize("name", few(["llama-biases-tied", "gpt2", "mixtral"], "gpt2", "mixtral"))
 def test_weights_of_8_bits_are_near_and_their_matrices_take_a_quarter_of_float32(
     folder: Path, name: str, quantization: str, near: float
 ) -> None:

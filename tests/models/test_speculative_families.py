@@ -15,6 +15,7 @@ from service.settings import Settings
 from tests.engine.driving import finish_all
 from tests.engine.guessing import install, oracle
 from tests.families import VARIANTS, VOCABULARY, write_variant
+from tests.few import each_way
 
 pytest.importorskip("transformers")
 
@@ -32,7 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+TORCH = ("gemma2", "gemma4-experts-capped", "gpt2", "qwen3_moe", "smollm3-listed-window-biases")
+KERNEL = ("gemma2", "gpt2-odd", "llama", "smollm3-listed-window-biases")
+
+
+@pytest.mark.parametrize("name,way", each_way(VARIANTS, KERNEL, TORCH), indirect=["way"])
 def test_greedy_and_sampled_texts_are_those_of_plain_decoding(
     name: str, way: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

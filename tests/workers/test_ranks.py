@@ -28,6 +28,7 @@ from service.workers.threads import Threads
 from service.workers.token_worker import TokenWorker
 from service.workers.types import Draws, RowError, TokenMove, TokenOutcome, TokenRead
 from tests.families import VARIANTS, VOCABULARY, write_variant
+from tests.few import few
 
 pytest.importorskip("transformers")
 
@@ -117,7 +118,13 @@ def everything(worker: RecordingWorker) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+OFTEN = (
+    "llama", "llama-single-kv-wide-heads", "gemma2-tight-caps", "olmo2-tied-biases", "gpt2-odd", "phi3-partial",
+    "qwen3_moe-some-dense", "gemma4-experts-capped",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", few(FAMILIES, *OFTEN))
 def test_two_processes_give_the_logits_of_one(ranks: Ranks, folder: Path, name: str) -> None:
     place = written(folder, name)
     expected = everything(whole(place))

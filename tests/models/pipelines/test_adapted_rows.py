@@ -15,6 +15,7 @@ from service.models.latent_network import Adapters
 from service.models.lora import LoraAdapters
 from service.models.pipelines.pipeline import Pipeline
 from tests.adapters import RandomAdapter, merged, random_adapter
+from tests.few import few
 from tests.pipeline_checkpoints.pixart_sigma import write_pixart_sigma
 from tests.pipeline_checkpoints.sana import write_sana
 from tests.pipeline_checkpoints.stable_diffusion import write_stable_diffusion, write_stable_diffusion_xl
@@ -32,7 +33,10 @@ TEXTS = ["a red circle", "", "two small blue squares beside a very large green o
 ROWS: list[Adapters] = [(), (("ink", 1.0),), (("oil", 0.5), ("ink", -0.5)), (("oil", 1.0),)]
 
 
-@pytest.mark.parametrize("name", WRITERS)
+OFTEN = ("stable_diffusion_3", "flux_dev", "flux2_klein", "qwen_image", "z_image", "stable_diffusion", "sana_sprint")
+
+
+@pytest.mark.parametrize("name", few(WRITERS, *OFTEN))
 @torch.inference_mode()
 def test_rows_with_adapters_in_every_layer_get_what_merged_weights_give(name: str, tmp_path: Path) -> None:
     network = load(WRITERS[name](tmp_path / "model"))

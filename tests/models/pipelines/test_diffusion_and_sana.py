@@ -23,6 +23,7 @@ from service.models.pipelines.sana import INSTRUCTION
 from service.procedures.registry import runnable
 from tests.adapters import merged, random_adapter
 from tests.asked_pictures import Asked, drawn, latents
+from tests.few import few
 from tests.pipeline_checkpoints.pixart_sigma import write_pixart_sigma
 from tests.pipeline_checkpoints.sana import write_sana
 from tests.pipeline_checkpoints.stable_diffusion import unet, write_stable_diffusion, write_stable_diffusion_xl
@@ -124,7 +125,10 @@ def written_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Writ
     return written
 
 
-@pytest.fixture(params=("xl", "xl_lcm", "diffusion_1", "pixart_sigma", "sana", "sana_sprint"))
+ONE_EACH = ("xl", "xl_lcm", "diffusion_1", "pixart_sigma", "sana", "sana_sprint")
+
+
+@pytest.fixture(params=few(ONE_EACH, "xl_lcm", "diffusion_1", "pixart_sigma", "sana_sprint"))
 def written(request: pytest.FixtureRequest, written_of: Callable[[str], Written]) -> Written:
     """One of each kind of network."""
     return written_of(request.param)
@@ -145,8 +149,18 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours - theirs).norm() < 1e-4 * theirs.norm())
 
 
-@pytest.mark.parametrize("size,negative", [((32, 32), ""), ((64, 32), "grey. dots")])
-@pytest.mark.parametrize("name", FAMILIES)
+SQUARE, WIDE = ((32, 32), ""), ((64, 32), "grey. dots")
+DECODED = ("xl_turbo", "diffusion_1_lcm", "pixart_sigma", "sana_sprint_4")
+"""By default these are square, whose pictures are looked at too, and the others wide."""
+
+
+@pytest.mark.parametrize(
+    "name,size,negative",
+    few(
+        [(name, *how) for name in FAMILIES for how in (SQUARE, WIDE)],
+        *((name, *(SQUARE if name in DECODED else WIDE)) for name in FAMILIES),
+    ),
+)
 def test_pictures_are_those_of_diffusers_pipeline(
     written_of: Callable[[str], Written], name: str, size: tuple[int, int], negative: str
 ) -> None:

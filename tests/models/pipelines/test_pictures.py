@@ -9,13 +9,19 @@ import pytest
 import torch
 
 from service.models.pipelines.pipeline import Pipeline
+from tests.few import few
 from tests.pipelines import FAMILIES, SIZE, STEPS, noise_for, reference_pictures, refine, table_for
 
 PROMPTS = ["a red circle", "two small blue squares beside a very large green one"]
 NEGATIVE = "blurred, grey"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+OFTEN = (
+    "stable_diffusion_3", "stable_diffusion_3_without_t5", "flux_dev", "flux_schnell", "flux2_klein", "qwen_image", "z_image",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", few(FAMILIES, *OFTEN))
 def test_pictures_are_those_of_diffusers_pipeline(
     name: str, pipeline_folder: Callable[[str], Path], network_of: Callable[[str], Pipeline]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from service.models.pipelines.pipeline import Pipeline
+from tests.few import few
 from tests.pipelines import FAMILIES, SIZE, noise_for, reference_pictures, refine, table_for
 
 CLASSES = {
@@ -23,8 +25,10 @@ CLASSES = {
 SEED = 11
 
 
-@pytest.mark.parametrize("strength", [0.6, 0.25])
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "name,strength",
+    few(itertools.product(CLASSES, (0.6, 0.25)), *((name, 0.6) for name in CLASSES), ("stable_diffusion_3", 0.25)),
+)
 def test_pictures_from_pictures_are_those_of_diffusers_pipeline(
     name: str,
     strength: float,

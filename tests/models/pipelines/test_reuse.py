@@ -12,6 +12,7 @@ from service.models.pipelines.folder import load_pipeline
 from service.models.pipelines.pipeline import Pipeline
 from service.models.reuse import Reuse
 from tests.adapters import random_adapter
+from tests.few import few
 from tests.pipelines import FAMILIES, noise_for
 
 TEXTS = ["", "a red circle", "a very long text, " * 9, "two blue squares beside a green one"]
@@ -40,7 +41,7 @@ def steps(network: Pipeline, adapters: list[tuple[tuple[str, float], ...]]) -> N
     assert [None if row is None else row.reused for row in together] == [2, None, 0, 1]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", few(FAMILIES, "stable_diffusion_3", "flux_dev", "flux2_klein", "qwen_image", "z_image"))
 @torch.inference_mode()
 def test_rows_reuse_at_different_steps(name: str, network_of: Callable[[str], Pipeline]) -> None:
     network = network_of(name)

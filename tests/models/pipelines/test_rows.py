@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from service.models.pipelines.pipeline import Pipeline
+from tests.few import few
 from tests.pipelines import FAMILIES, noise_for
 
 NETWORKS = [name for name in FAMILIES if name not in ("flux2_klein_distilled", "z_image_turbo")]
 """Those whose only difference is what is default are one."""
+OF_EACH = ("stable_diffusion_3", "flux_dev", "flux2_klein", "qwen_image", "z_image")
 TEXTS = ["", "a red circle", "a very long text, " * 9, "two blue squares beside a green one"]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", few(NETWORKS, *OF_EACH))
 @torch.inference_mode()
 def test_rows_of_any_text_and_time_share_an_evaluation(name: str, network_of: Callable[[str], Pipeline]) -> None:
     network = network_of(name)
@@ -30,7 +32,7 @@ def test_rows_of_any_text_and_time_share_an_evaluation(name: str, network_of: Ca
         assert (together[row] - alone).norm() < 1e-5 * alone.norm()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", few(NETWORKS, *OF_EACH))
 @torch.inference_mode()
 def test_an_evaluation_depends_on_its_text_its_time_and_its_latent(name: str, network_of: Callable[[str], Pipeline]) -> None:
     network = network_of(name)
