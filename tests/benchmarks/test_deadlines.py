@@ -29,9 +29,10 @@ def test_late_answers_and_refused_requests_are_not_within_the_deadline(tmp_path:
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_small_run_answers_every_request_in_both_arms() -> None:
-    plan = Plan(seconds=2.0, share=0.5, times=3.0, turns=[1], known=(3.0, 1.0), quality="draft")
+    plan = Plan(seconds=3.0, share=0.5, times=3.0, turns=[1], known=(3.0, 1.0), quality="draft")
     measured = measure(plan)
     expected = len(arrivals(measured.load, 1))
     assert [sum(a.arm == arm for a in measured.answers) for arm in ARMS] == [expected, expected] and expected > 0

@@ -12,6 +12,7 @@ from service.models.loading import EMBEDDED
 from tests.benchmarks import text_procedures
 
 
+@pytest.mark.slow
 def test_a_table_of_plain_verified_and_refined_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -24,8 +25,6 @@ def test_a_table_of_plain_verified_and_refined_text(
         "--json", str(tmp_path / "scores.json"), "--picture", str(tmp_path / "scores.png"),
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["text_procedures", *arguments])
-    monkeypatch.setattr(text_procedures, "STREAMS", 3)
-    monkeypatch.setattr(text_procedures, "ALONE", 1)
     text_procedures.main()
     scores = {score["case"]["name"]: score for score in json.loads((tmp_path / "scores.json").read_text())}
     assert list(scores) == ["next token", "verified, heads, 4, width 2", "4 at once, blocks of 4", "threshold 0.5"]

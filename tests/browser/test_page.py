@@ -13,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from tests.browser.driving import Visit
+from tests.few import few
 from tests.http.server import Server
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -119,7 +120,7 @@ def test_a_chosen_theme_stays(visit: Visit) -> None:
     assert paper() != light
 
 
-@pytest.mark.parametrize("model,procedure", [("shakespeare", "block_diffusion"), ("shapes", "euler")])
+@pytest.mark.parametrize("model,procedure", few([("shakespeare", "block_diffusion"), ("shapes", "euler")], ("shapes", "euler")))
 def test_a_phone_shows_it_all_without_scrolling_sideways(browser: object, server: Server, model: str, procedure: str) -> None:
     with Visit(browser, server.url, **PHONE) as visit:
         visit.open()

@@ -150,17 +150,14 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 SQUARE, WIDE = ((32, 32), ""), ((64, 32), "grey. dots")
-DECODED = ("xl_turbo", "diffusion_1_lcm", "pixart_sigma", "sana_sprint_4")
-"""By default these are square, whose pictures are looked at too, and the others wide."""
+OFTEN = (
+    ("xl", *SQUARE), ("xl_lcm", *WIDE), ("diffusion_1", *WIDE), ("diffusion_2", *WIDE), ("pixart_sigma", *SQUARE),
+    ("sana", *WIDE), ("sana_sprint", *SQUARE),
+)  # fmt: skip
+"""Of those that are square the pictures are looked at too."""
 
 
-@pytest.mark.parametrize(
-    "name,size,negative",
-    few(
-        [(name, *how) for name in FAMILIES for how in (SQUARE, WIDE)],
-        *((name, *(SQUARE if name in DECODED else WIDE)) for name in FAMILIES),
-    ),
-)
+@pytest.mark.parametrize("name,size,negative", few([(name, *how) for name in FAMILIES for how in (SQUARE, WIDE)], *OFTEN))
 def test_pictures_are_those_of_diffusers_pipeline(
     written_of: Callable[[str], Written], name: str, size: tuple[int, int], negative: str
 ) -> None:
