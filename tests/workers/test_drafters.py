@@ -144,7 +144,7 @@ def test_without_the_kernel_the_text_is_the_one_without_guesses(
     model, drafter = drafting(tmp_path, kind)
     assert model.worker.run_by == "torch"
     plain = write(model, writers(model, "", 0, PROMPTS, DRAWS), 20)
-    for width in (1, 4):
+    for width in (1, 2, 4):
         drafted = [replace(w, width=width) for w in writers(model, drafter, 3, PROMPTS, DRAWS)]
         assert write(model, drafted, 20) == plain
 
