@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,8 @@ from service.workers.torch_forward import TorchForward
 log = logging.getLogger("stride.ranks")
 
 LOST_EXIT = 4
+LAST_LOOK_SECONDS = 0.5
+"""A rank that was killed closes its connections a moment before it can be seen to have ended."""
 
 
 class Ranks:
@@ -91,7 +94,13 @@ class Ranks:
             self._write(process, encoded)
 
     def lost(self, why: object) -> NoReturn:
-        """Ends this process: the ranks are no longer at the same place, or one of them is gone."""
+        """Ends this process: the ranks are no longer at the same place, or one of them is gone, which then is what is told."""
+        latest = time.monotonic() + LAST_LOOK_SECONDS
+        while time.monotonic() < latest:
+            for rank, process in enumerate(self._processes, 1):
+                if (code := process.poll()) is not None:
+                    _end(self._name, _ended(rank, code))
+            time.sleep(0.01)
         _end(self._name, str(why))
 
     def _write(self, process: subprocess.Popen[bytes], message: ToRank | bytes) -> None:
@@ -155,7 +164,11 @@ def rank_device(device: torch.device, rank: int) -> torch.device:
 def _watch(name: str, rank: int, process: subprocess.Popen[bytes], closing: threading.Event) -> None:
     code = process.wait()
     if not closing.is_set():
-        _end(name, f"rank {rank} ended with code {code}")
+        _end(name, _ended(rank, code))
+
+
+def _ended(rank: int, code: int) -> str:
+    return f"rank {rank} ended with code {code}"
 
 
 def _end(name: str, why: str) -> NoReturn:
