@@ -55,22 +55,16 @@ class DrainingServer(uvicorn.Server):
         return any(transport.get_write_buffer_size() for transport in transports if transport is not None)
 
     def _begin(self) -> None:
-        self._draining = asyncio.create_task(self._drained())
-
-    async def _drained(self) -> None:
-        try:
-            await self._drain(self.unsent)
-        except Exception:
-            log.exception("a defect: the requests in flight could not be waited for")
-        self.should_exit = True
+        self._draining = asyncio.create_task(self._ended_by(self._drain, "could not be waited for"))
 
     def _hurry(self, draining: asyncio.Task[None]) -> None:
         draining.cancel()
-        self._draining = asyncio.create_task(self._broken_off())
+        self._draining = asyncio.create_task(self._ended_by(self._break_off, "could not be ended", force=True))
 
-    async def _broken_off(self) -> None:
+    async def _ended_by(self, ending: Ending, failed: str, force: bool = False) -> None:
         try:
-            await self._break_off(self.unsent)
+            await ending(self.unsent)
         except Exception:
-            log.exception("a defect: the requests in flight could not be ended")
-        self.should_exit = self.force_exit = True
+            log.exception("a defect: the requests in flight %s", failed)
+        self.should_exit = True
+        self.force_exit |= force

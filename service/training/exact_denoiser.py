@@ -40,6 +40,9 @@ _LARGEST = max(SIZES.values())
 _ROWS_AT_ONCE = 8
 _EARLIEST = 0.02
 
+Sizes = tuple[str | None, ...]
+"""Of a scene's three objects; None is no object."""
+
 
 @dataclass(frozen=True)
 class ExactScenes:
@@ -162,9 +165,6 @@ def _corners(size: str | None) -> list[tuple[int, int] | None]:
     last = IMAGE_SIZE - SIZES[size]
     grid = [(CELL * column, CELL * row) for row in range(_PLACES_A_SIDE) for column in range(_PLACES_A_SIDE)]
     return [corner if max(corner) <= last else None for corner in grid]
-
-
-Sizes = tuple[str | None, ...]
 
 
 def _pair_priors(sizes: Sizes, relations: Sequence[str | None]) -> list[Tensor]:
