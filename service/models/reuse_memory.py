@@ -56,9 +56,9 @@ class Reuse:
 
 
 @contextmanager
-def all_or_nothing(rows: Sequence[Reuse | None]) -> Iterator[None]:
-    """For several evaluations of one forward: where one fails, no row remembers anything of the others, which are run again."""
-    before = [(row, row.reused, row.memory) for row in rows if row is not None]
+def all_or_nothing(rows: Sequence[Reuse]) -> Iterator[None]:
+    """For one forward: where it fails, no row remembers anything of its evaluations, which are run again."""
+    before = [(row, row.reused, row.memory) for row in rows]
     try:
         yield
     except Exception:

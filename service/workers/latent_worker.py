@@ -84,7 +84,8 @@ class LatentWorker:
         """The forward is enqueued, and nothing is waited for. On a GPU texts are encoded and latents decoded beside the main
         stream, each on a line of its own; scores are the host's work, and are made when they are asked for.
 
-        Latents are written back only after the whole batch was computed, so a forward that raises changes nothing.
+        Latents are written back only after the whole batch was computed, and what rows remember of evaluations is set back, so
+        a forward that raises changes nothing.
         """
         if isinstance(moves[0], ScoreMove):
             return Launched(None, partial(_scores, moves))
@@ -97,7 +98,8 @@ class LatentWorker:
             return Launched(span, finish, aside)
         with self._streams.main():
             span = Span(self.device)
-            finish = self._refine(moves) if isinstance(moves[0], RefineMove) else self._expand(moves)
+            with all_or_nothing([memory for move in moves if isinstance(move, RefineMove) for memory in move.reuse]):
+                finish = self._refine(moves) if isinstance(moves[0], RefineMove) else self._expand(moves)
             span.close()
         return Launched(span, finish)
 
@@ -239,15 +241,14 @@ class LatentWorker:
         every = [slice(i, i + 1) for i in range(len(rows))] if alone else [slice(None)]
         x = x[index]
         parts = list[Tensor]()
-        with all_or_nothing(reuse):
-            for i in every:
-                rows_of = (x[i], t[i], s[i], scale[i], conditions[i], adapters[i])
-                captured = None if self._graphs is None else self._graphs.evaluate(*rows_of, reuse[i])
-                if captured is not None:
-                    parts.append(captured.clone())
-                    continue
-                with self.network.reusing(reuse[i]):
-                    parts.append(self.network.evaluate(*rows_of))
+        for i in every:
+            rows_of = (x[i], t[i], s[i], scale[i], conditions[i], adapters[i])
+            captured = None if self._graphs is None else self._graphs.evaluate(*rows_of, reuse[i])
+            if captured is not None:
+                parts.append(captured.clone())
+                continue
+            with self.network.reusing(reuse[i]):
+                parts.append(self.network.evaluate(*rows_of))
         return torch.cat(parts)
 
     def _pixels(self, latents: Tensor) -> Tensor:

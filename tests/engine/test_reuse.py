@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from service.engine.validation import InvalidField, procedure_parameters
 from service.models.class_conditional import FLOWS, ClassConditional
 from service.models.picture_codec import PixelCodec
 from service.procedures.search import BestOf
+from service.workers import latent_worker
 from service.workers.block_pool import BlockPool
 from service.workers.hosting import ImageHost
 from service.workers.latent_worker import LatentWorker
@@ -83,6 +85,26 @@ def test_a_row_that_fails_changes_nothing_that_others_remember(
         alone = finish_all(engine_of(network, batch_invariant), [submit])
         assert alone.done[submit.id].usage.reused == outputs.done[submit.id].usage.reused
         assert np.abs(pixels(alone, submit.id) - pixels(outputs, submit.id)).max() <= (0 if batch_invariant else 1)
+
+
+def test_a_forward_that_fails_behind_its_evaluations_changes_nothing_either(
+    network: ClassConditional, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third forward of several rows fails when the network is done; its rows are then run one by one."""
+    sampler_step, calls = latent_worker.sampler_step, count()
+
+    def failing(x: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        if len(x) > 1 and next(calls) % 3 == 2:
+            raise RuntimeError("no step for these")
+        return sampler_step(x, *arguments, **named)
+
+    monkeypatch.setattr(latent_worker, "sampler_step", failing)
+    outputs = finish_all(engine_of(network), CROWD)
+    assert next(calls) > 6
+    for submit in CROWD:
+        alone = finish_all(engine_of(network), [submit])
+        assert alone.done[submit.id].usage.reused == outputs.done[submit.id].usage.reused
+        assert np.abs(pixels(alone, submit.id) - pixels(outputs, submit.id)).max() <= 1
 
 
 def test_usage_says_how_many_evaluations_were_reused(network: ClassConditional) -> None:
