@@ -24,12 +24,13 @@ MODEL_TYPE = "stride_flow_transformer"
 @dataclass(frozen=True)
 class FlowTransformerConfig:
     """Shape and constants of a FlowTransformer; `guidance_range` is what the guidance input was trained on. `scorers` judge its
-    pictures."""
+    pictures. A patch's token also sees `patch_margin` pixels on each side of it."""
 
     vocab_size: int
     image_size: int = 32
     channels: int = 3
     patch_size: int = 8
+    patch_margin: int = 0
     width: int = 256
     depth: int = 6
     heads: int = 4
@@ -46,6 +47,8 @@ class FlowTransformerConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
             raise ValueError("image_size must be a multiple of patch_size")
+        if self.patch_margin < 0:
+            raise ValueError("patch_margin must not be negative")
         if self.caption_window < 1 or self.caption_window % 2 == 0:
             raise ValueError("caption_window must be odd")
         if self.width % self.heads:
@@ -206,7 +209,7 @@ class FlowTransformer(nn.Module):
         self.text_embed = nn.Embedding(config.vocab_size, width)
         self.text_position_embed = nn.Parameter(torch.zeros(config.max_text_tokens, width))
         self.caption_stem = CaptionStem(width, config.caption_window)
-        self.patch_embed = nn.Linear(config.channels * config.patch_size**2, width)
+        self.patch_embed = nn.Linear(config.channels * (config.patch_size + 2 * config.patch_margin) ** 2, width)
         self.patch_position_embed = nn.Parameter(torch.zeros(config.patches, width))
         self.time_embed = ScalarEmbedding(width)
         self.span_embed = ScalarEmbedding(width)
@@ -272,10 +275,8 @@ class FlowTransformer(nn.Module):
         return ((x.float() - self._to_pixels(decoded).float()) / duration).to(x.dtype)
 
     def _to_patches(self, x: Tensor) -> Tensor:
-        size = self.config.patch_size
-        rows, columns = x.shape[2] // size, x.shape[3] // size
-        cut = x.reshape(x.shape[0], x.shape[1], rows, size, columns, size)
-        patches = cut.permute(0, 2, 4, 1, 3, 5).reshape(x.shape[0], rows * columns, -1)
+        size, margin = self.config.patch_size, self.config.patch_margin
+        patches = F.unfold(x, size + 2 * margin, padding=margin, stride=size).transpose(1, 2)
         return patches.to(self.patch_embed.weight.dtype)
 
     def _to_pixels(self, patches: Tensor) -> Tensor:

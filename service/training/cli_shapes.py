@@ -21,6 +21,7 @@ _HELP = {
     "average_decay": "decay of the averaged weights",
     "flow_map_average_decay": "the same in the flow-map stage",
     "flow_map_decay_fraction": "share of the flow-map stage over which the rates fall to zero",
+    "patch_margin": "pixels on each side of its patch that a token sees",
     "caption_dropout": "share of captions replaced by the empty one",
     "noise_bias": "how far the times of the velocity rows lean to noise: the mean of a logit-normal",
     "velocity_share": "share of rows that still learn the velocity in the flow-map stage",

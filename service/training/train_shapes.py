@@ -54,6 +54,7 @@ class ShapesTrainingOptions:
     depth: int = 6
     heads: int = 4
     patch_size: int = 8
+    patch_margin: int = 0
     matrix_rate: float = 4e-3
     other_rate: float = 2e-3
     flow_map_rate_factor: float = 0.5
@@ -103,6 +104,7 @@ class ShapesTrainer:
                 depth=options.depth,
                 heads=options.heads,
                 patch_size=options.patch_size,
+                patch_margin=options.patch_margin,
                 max_text_tokens=MAX_TEXT_TOKENS,
                 pad_token_id=SPECIAL_TOKENS.index(PAD),
                 null_token_id=SPECIAL_TOKENS.index(NULL),

@@ -33,7 +33,9 @@ def inputs(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.T
 
 @needs_kernel
 @torch.inference_mode()
-@pytest.mark.parametrize("shape", [{}, {"width": 192, "heads": 3, "patch_size": 4}, {"mlp_ratio": 2, "depth": 1}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"width": 192, "heads": 3, "patch_size": 4, "patch_margin": 4}, {"mlp_ratio": 2, "depth": 1}]
+)
 def test_the_kernel_agrees_with_the_network(shape: dict[str, int]) -> None:
     plain = network(**shape)
     for rows in (1, 7):

@@ -57,6 +57,22 @@ def test_every_argument_matters(network: FlowTransformer) -> None:
         assert (network(*changed) - output).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("margin", [0, 4])
+@torch.no_grad()
+def test_a_patch_sees_its_pixels_and_its_margin(margin: int) -> None:
+    """Row 1, column 2 of patches of 8 pixels: the only changed pixels are just inside, then just outside of what it sees."""
+    network = FlowTransformer(FlowTransformerConfig(vocab_size=20, width=64, depth=1, heads=2, patch_margin=margin))
+    dark = torch.zeros(1, 3, 32, 32)
+
+    def seen(row: int, column: int) -> bool:
+        lit = dark.clone()
+        lit[0, 1, row, column] = 1.0
+        return not torch.equal(network.patches(lit)[0, 1 * 4 + 2], network.patches(dark)[0, 1 * 4 + 2])
+
+    assert all(seen(*at) for at in ((8 - margin, 20), (15 + margin, 20), (12, 16 - margin), (12, 23 + margin)))
+    assert not any(seen(*at) for at in ((7 - margin, 20), (16 + margin, 20), (12, 15 - margin), (12, 24 + margin)))
+
+
 @torch.no_grad()
 def test_the_output_is_finite_at_both_ends_of_time(network: FlowTransformer) -> None:
     x, _, _, guidance, text = inputs(2)
@@ -70,7 +86,7 @@ def test_a_configuration_survives_json() -> None:
     assert FlowTransformerConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-@pytest.mark.parametrize("change", [{"model_type": "qwen3"}, {"widht": 3}, {"patch_size": 5}, {"heads": 3}])
+@pytest.mark.parametrize("change", [{"model_type": "qwen3"}, {"widht": 3}, {"patch_size": 5}, {"patch_margin": -1}, {"heads": 3}])
 def test_a_wrong_configuration_is_refused(change: dict[str, object]) -> None:
     json_config = FlowTransformerConfig(vocab_size=20, width=64, depth=2, heads=2).to_json()
     with pytest.raises(ValueError):
