@@ -29,6 +29,7 @@ _HELP = {
     "paths_a_step": "new paths a step of the flow-map stage",
     "evaluate_every": "steps between evaluations and saved states",
     "evaluate_captions": "held-out captions an evaluation",
+    "workers": "processes that draw scenes ahead of time",
     "rate": "peak learning rate",
 }
 
@@ -43,6 +44,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shapes = commands.add_parser("shapes", help="train the embedded image model")
     shapes.add_argument("--out", type=Path, required=True, help="folder for the model; training state in OUT/training")
     shapes.add_argument("--start", type=Path, help="folder of a model whose weights to begin with, in place of fresh ones")
+    shapes.add_argument("--device", default="cpu", help="where to train: cpu, cuda, cuda:1 (default cpu)")
     shapes.add_argument("--resume", action="store_true", help="continue from the state in OUT/training")
     _add_fields(shapes, ShapesTrainingOptions)
     shapes.set_defaults(run=_run_shapes)
@@ -85,7 +87,10 @@ def _options(options: type[Any], args: argparse.Namespace) -> Any:
 
 
 def _run_shapes(args: argparse.Namespace) -> None:
-    train_shapes(_options(ShapesTrainingOptions, args))
+    try:
+        train_shapes(_options(ShapesTrainingOptions, args))
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        raise SystemExit(f"stride train shapes: {error}") from error
 
 
 def _run_classifier(args: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ from service.training.caption_tokenizer import encode_captions
 from service.training.checkpointing import replace_file
 from service.training.scenes import draw_scenes
 from service.training.shapes_sampling import ShapesModel
-from service.training.trajectories import Captions
+from service.training.trajectories import CPU, Captions
 
 DIT_GUIDANCE = (1.0, 4.0)
 DIT_BETAS = (1e-4, 0.02, 1000)
@@ -53,9 +53,9 @@ class DistillationPair:
     right: Callable[[tuple[int, ...], Tensor], list[bool]] | None = None
 
 
-def read_pair(folder: Path, guidance: tuple[float, float] | None) -> DistillationPair:
-    """The model in `folder` as teacher, and a flow map with the guidance scale as an input as its student. Without a range of
-    `guidance` it is the teacher's.
+def read_pair(folder: Path, guidance: tuple[float, float] | None, device: torch.device = CPU) -> DistillationPair:
+    """The model in `folder` as teacher, and a flow map with the guidance scale as an input as its student, both on `device`.
+    Without a range of `guidance` it is the teacher's.
 
     Raises FileNotFoundError, or ValueError for a network that has no velocity, or a range that cannot be learnt.
     """
@@ -64,19 +64,19 @@ def read_pair(folder: Path, guidance: tuple[float, float] | None) -> Distillatio
         raise ValueError(f"guidance must be two positive scales, the lower one first, not {guidance}")
     match json_.get("model_type"):
         case flow_transformer.MODEL_TYPE:
-            return _flow_transformer_pair(folder, guidance)
+            return _flow_transformer_pair(folder, guidance, device)
         case dit.MODEL_TYPE:
-            return _dit_pair(folder, DitConfig.from_json(json_), guidance or DIT_GUIDANCE)
+            return _dit_pair(folder, DitConfig.from_json(json_), guidance or DIT_GUIDANCE, device)
         case other:
             known = f"{flow_transformer.MODEL_TYPE} and {dit.MODEL_TYPE}"
             raise ValueError(f"{folder}: model_type {other!r} cannot be distilled to a flow map; {known} can")
 
 
-def _flow_transformer_pair(folder: Path, guidance: tuple[float, float] | None) -> DistillationPair:
+def _flow_transformer_pair(folder: Path, guidance: tuple[float, float] | None, device: torch.device) -> DistillationPair:
     model = ShapesModel.load(folder)
-    teacher, tokenizer = model.network.requires_grad_(False), model.tokenizer
+    teacher, tokenizer = model.network.requires_grad_(False).to(device), model.tokenizer
     config = replace(teacher.config, guidance_range=guidance or teacher.config.guidance_range)
-    student = FlowTransformer(config)
+    student = FlowTransformer(config).to(device)
     student.load_state_dict(teacher.state_dict())
 
     def conditions(seed: tuple[int, ...], count: int) -> Captions:
@@ -92,7 +92,7 @@ def _flow_transformer_pair(folder: Path, guidance: tuple[float, float] | None) -
         replace_file(out / "model.safetensors", save({name: value.half().contiguous() for name, value in weights.items()}))
 
     shape = config.channels, config.image_size, config.image_size
-    empty = torch.tensor([config.null_token_id])
+    empty = torch.tensor([config.null_token_id], device=device)
     return DistillationPair(
         teacher, student, shape, config.max_text_tokens, empty, config.guidance_range, conditions, write, right
     )
@@ -145,23 +145,23 @@ class NoiseAsVelocity(nn.Module):
         return (above - 1 + (before - log_ratio) / (before - after)).clamp(0, len(self.log_ratios) - 1)
 
 
-def _dit_pair(folder: Path, config: DitConfig, guidance: tuple[float, float]) -> DistillationPair:
+def _dit_pair(folder: Path, config: DitConfig, guidance: tuple[float, float], device: torch.device) -> DistillationPair:
     if guidance != (1.0, 1.0) and not config.null_class:
         raise ValueError(f"{folder} has no class that says nothing, and so no guidance: it can only be distilled at 1 to 1")
     if config.layout == "dit" and (folder / "scheduler").exists():
         raise ValueError(f"{folder} has a noise schedule of its own; of noise predictions only DiT's can be distilled")
-    network = load_dit(folder.name, folder, config, torch.float32, torch.device("cpu"))
+    network = load_dit(folder.name, folder, config, torch.float32, device)
     changes: dict[str, Any] = {"layout": "meanflow", "guidance_input": True, "guidance_range": guidance}
     if config.layout != "meanflow":
         changes["second_time"] = "span"
     if config.layout == "dit":
         changes |= {"time_scale": float(DIT_BETAS[2]), "data_time": 0}
     own = msgspec.structs.replace(config, **changes)
-    student = _student(network, own)
+    student = _student(network, own).to(device)
 
     def conditions(seed: tuple[int, ...], count: int) -> Captions:
         generator = torch.Generator().manual_seed(hash(seed) % (1 << 63))
-        return Captions(torch.randint(config.classes, (count, 1), generator=generator), empty.expand(count, 1))
+        return Captions(torch.randint(config.classes, (count, 1), generator=generator), empty.cpu().expand(count, 1))
 
     def write(out: Path, weights: Mapping[str, Tensor]) -> None:
         _write_json(out, own.to_json())
@@ -170,8 +170,8 @@ def _dit_pair(folder: Path, config: DitConfig, guidance: tuple[float, float]) ->
         named = {name.removeprefix("network."): value.contiguous() for name, value in weights.items()}
         replace_file(out / "model.safetensors", save(named))
 
-    empty = torch.tensor([config.classes if config.null_class else 0])
-    teacher = NoiseAsVelocity(network) if config.layout == "dit" else DitFlow(network)
+    empty = torch.tensor([config.classes if config.null_class else 0], device=device)
+    teacher = (NoiseAsVelocity(network) if config.layout == "dit" else DitFlow(network)).to(device)
     shape = config.channels, config.input_size, config.input_size
     return DistillationPair(teacher, DitFlow(student), shape, 1, empty, guidance, conditions, write)
 

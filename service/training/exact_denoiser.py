@@ -37,11 +37,15 @@ from service.training.scenes import CELL
 _PLACES_A_SIDE = (IMAGE_SIZE - min(SIZES.values())) // CELL + 1
 _PLACES = _PLACES_A_SIDE**2
 _LARGEST = max(SIZES.values())
-_ROWS_AT_ONCE = 8
+_ROWS_AT_ONCE = 8  # what a CPU's cache holds
+_ROWS_AT_ONCE_ON_A_GPU = 512
 _EARLIEST = 0.02
 
 Sizes = tuple[str | None, ...]
 """Of a scene's three objects; None is no object."""
+
+Pair = tuple[str | None, str | None, str | None]
+"""Sizes of two objects and the relation between them; None is no object, or no relation that is named."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class ExactScenes:
     """Scenes as the complete ones that each may be: row r of the H rows belongs to scene `owner[r]` of the `count`.
 
     `background` [H, 3] and `contrast` [H, 3, 3] (object, channel) are in the units of pictures, `template` [H, 3] is an
-    index into `_templates`; `pairs` [3, H, places, places] is the logarithm of the prior of the places of objects 1 and 2,
-    2 and 3, 1 and 3, and `prior` [H] that of the row.
+    index into `_templates`, `pairs` [3, H] one into `_pair_priors` for objects 1 and 2, 2 and 3, 1 and 3, and `prior` [H] the
+    logarithm of the row's own.
     """
 
     count: int
@@ -73,7 +77,7 @@ class ExactScenes:
             backgrounds.append(base)
             contrasts.append([colour - base for colour in colours] + [np.zeros(3)] * len(absent))
             templates.append([_template_index(item) for item in scene.objects] + [0] * len(absent))
-            pairs.append(torch.stack(_pair_priors(sizes, (*scene.relations, *absent))))
+            pairs.append([_PAIRS.index(pair) for pair in _pairs(sizes, (*scene.relations, *absent))])
             priors.append(-_log_layouts(sizes))
         return cls(
             len(scenes),
@@ -81,9 +85,13 @@ class ExactScenes:
             torch.from_numpy(np.array(backgrounds, dtype=np.float32)),
             torch.from_numpy(np.array(contrasts, dtype=np.float32)),
             torch.tensor(templates),
-            torch.stack(pairs, 1),
+            torch.tensor(pairs).T.contiguous(),
             torch.tensor(priors),
         )
+
+    def to(self, device: torch.device) -> ExactScenes:
+        tensors = self.owner, self.background, self.contrast, self.template, self.pairs, self.prior
+        return ExactScenes(self.count, *(tensor.to(device) for tensor in tensors))
 
 
 def exact_denoised(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
@@ -94,7 +102,7 @@ def exact_denoised(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
     left = x[owner] - (1 - time[..., None]) * background
     projected = torch.einsum("bchw,bkc->bkhw", left, scenes.contrast)
     room = _LARGEST - min(SIZES.values())
-    templates = _templates()
+    templates = _templates().to(x.device)
     overlap = F.conv2d(F.pad(projected.flatten(0, 1)[:, None], (0, room, 0, room)), templates, stride=CELL).flatten(2)
     overlap = overlap.gather(1, scenes.template.view(-1, 1, 1).expand(-1, 1, _PLACES)).view(len(owner), MAX_OBJECTS, _PLACES)
     energy = scenes.contrast.square().sum(-1) * templates.square().sum((1, 2, 3))[scenes.template]
@@ -102,15 +110,15 @@ def exact_denoised(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
     places, evidence = _place_marginals(scale * overlap - scale * (1 - time) / 2 * energy[..., None], scenes)
     evidence = evidence + scenes.prior - left.square().sum((1, 2, 3)) / (2 * time.square().flatten())
     pictures = background + _drawn(places, scenes)
-    share = torch.zeros(scenes.count, len(owner)).index_put_((owner, torch.arange(len(owner))), torch.ones(()))
-    weights = evidence.expand_as(share).masked_fill(share == 0, -torch.inf).softmax(1)
+    theirs = owner == torch.arange(scenes.count, device=x.device)[:, None]
+    weights = evidence.expand_as(theirs).masked_fill(~theirs, -torch.inf).softmax(1)
     return (weights @ pictures.flatten(1)).view_as(x)
 
 
 def _drawn(places: Tensor, scenes: ExactScenes) -> Tensor:
     """[H, 3, 32, 32]: what objects add to the background on average, with these probabilities [H, 3, places] of their places."""
     planes = places.view(-1, 1, _PLACES_A_SIDE, _PLACES_A_SIDE)
-    templates = _templates()
+    templates = _templates().to(places.device)
     selected = F.one_hot(scenes.template.view(-1), len(templates)).to(planes.dtype)[..., None, None] * planes
     coverage = F.conv_transpose2d(selected, templates, stride=CELL)[:, 0, :IMAGE_SIZE, :IMAGE_SIZE]
     return torch.einsum("bkhw,bkc->bchw", coverage.view(-1, MAX_OBJECTS, IMAGE_SIZE, IMAGE_SIZE), scenes.contrast)
@@ -121,10 +129,12 @@ def _place_marginals(scores: Tensor, scenes: ExactScenes) -> tuple[Tensor, Tenso
 
     In logarithms, over all triples of places: an object can fit a place best that another one of a like colour holds.
     """
-    marginals, evidence = torch.empty_like(scores), torch.empty(len(scores))
-    for rows in torch.arange(len(scores)).split(_ROWS_AT_ONCE):
+    marginals, evidence = torch.empty_like(scores), scores.new_empty(len(scores))
+    priors = _pair_priors().to(scores.device)
+    at_once = _ROWS_AT_ONCE if scores.device.type == "cpu" else _ROWS_AT_ONCE_ON_A_GPU
+    for rows in torch.arange(len(scores), device=scores.device).split(at_once):
         first, second, third = scores[rows].unbind(1)
-        first_second, second_third, first_third = scenes.pairs[:, rows]
+        first_second, second_third, first_third = priors[scenes.pairs[:, rows]]
         joint = _triples(first_second + first[:, :, None] + second[:, None], second_third + third[:, None], first_third)
         evidence[rows] = joint.flatten(1).logsumexp(1)
         joint = joint.sub_(evidence[rows].view(-1, 1, 1, 1)).exp_()
@@ -167,16 +177,26 @@ def _corners(size: str | None) -> list[tuple[int, int] | None]:
     return [corner if max(corner) <= last else None for corner in grid]
 
 
-def _pair_priors(sizes: Sizes, relations: Sequence[str | None]) -> list[Tensor]:
-    """Of objects 1 and 2, 2 and 3, 1 and 3; a size of None is no object, a relation of None is none named."""
+_SIZE_CHOICES: Sizes = (*SIZES, None)
+_PAIRS: list[Pair] = list(product(_SIZE_CHOICES, _SIZE_CHOICES, (*RELATIONS, None)))
+
+
+def _pairs(sizes: Sizes, relations: Sequence[str | None]) -> list[Pair]:
+    """Objects 1 and 2, 2 and 3, 1 and 3."""
     first, second, third = sizes
-    return [_pair_prior(first, second, relations[0]), _pair_prior(second, third, relations[1]), _pair_prior(first, third, None)]
+    return [(first, second, relations[0]), (second, third, relations[1]), (first, third, None)]
+
+
+@cache
+def _pair_priors() -> Tensor:
+    """[pairs, places, places]: of each of `_PAIRS`, the logarithm of the prior of two places."""
+    return torch.stack([_pair_prior(*pair) for pair in _PAIRS])
 
 
 @cache
 def _log_layouts(sizes: Sizes) -> float:
     """Logarithm of the number of ways in which boxes can stand: for given sizes, each is as probable as the others."""
-    pairs = [pair[None] for pair in _pair_priors(sizes, (None, None))]
+    pairs = [_pair_prior(*pair)[None] for pair in _pairs(sizes, (None, None))]
     return float(_triples(*pairs).logsumexp((1, 2, 3)))
 
 

@@ -62,7 +62,7 @@ class SplitOptimizer:
         self.matrices, self.rest = split_parameters(module.named_parameters())
         self._parts: list[tuple[torch.optim.Optimizer, float]] = []
         if self.matrices:
-            muon = Muon(self.matrices, matrix_rate, weight_decay, training_dtype())
+            muon = Muon(self.matrices, matrix_rate, weight_decay, training_dtype(self.matrices[0].device))
             self._parts.append((muon, matrix_rate))
         if self.rest:
             adamw = torch.optim.AdamW(self.rest, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0)

@@ -5,7 +5,7 @@ Notation of MeanFlow (arXiv 2505.13447): x_t = (1-t) x0 + t eps, x_s = x_t - (t-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class TrainingBatch:
     text: Tensor
     empty_text: Tensor
 
+    def to(self, device: torch.device) -> TrainingBatch:
+        return TrainingBatch(*(getattr(self, item.name).to(device) for item in fields(self)))
+
 
 @dataclass(frozen=True)
 class SceneCaptions(Captions):
@@ -41,8 +44,8 @@ def exact_velocity(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
 
 
 def noise_images(images: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(x_t, the velocity eps - x0 of the straight path), both in the shape of `images`."""
-    noise = torch.randn(images.shape, generator=generator)
+    """(x_t, the velocity eps - x0 of the straight path), both in the shape of `images`. The generator is a CPU's."""
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
     time = t.view(-1, 1, 1, 1)
     return (1 - time) * images + time * noise, noise - images
 
@@ -66,10 +69,10 @@ def velocity_loss(
     t = `FULL_WEIGHT_FROM` the weight falls with t^2, so that it is the picture's error that counts: of the few rows there, a
     velocity that divides by t would let one outweigh all others of its batch.
     """
-    count = len(batch.images)
-    t = sample_velocity_times(count, noise_bias, generator)
+    count, device = len(batch.images), batch.images.device
+    t = sample_velocity_times(count, noise_bias, generator).to(device)
     x, sample = noise_images(batch.images, t, generator)
-    dropped = torch.rand(count, 1, generator=generator) < dropout
+    dropped = (torch.rand(count, 1, generator=generator) < dropout).to(device)
     text = torch.where(dropped, batch.empty_text, batch.text)
     target = torch.where(dropped[..., None, None], sample, exact_velocity(x, t, batch.scenes))
     error = (network(x, t, t, torch.ones_like(t), text) - target).square().mean((1, 2, 3))

@@ -77,6 +77,7 @@ class ShapesModel:
 
     def _run(self, x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, text: Tensor) -> Tensor:
         if self.evaluator is None:
-            return self.network(x, t, s, guidance, text).float()
+            device = self.network.cosine.device
+            return self.network(*(part.to(device) for part in (x, t, s, guidance, text))).float().cpu()
         pad = self.network.config.pad_token_id
         return self.evaluator(x, t, s, guidance, [[token for token in row if token != pad] for row in text.tolist()])

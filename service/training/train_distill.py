@@ -28,7 +28,7 @@ from service.training.flow_objectives import (
 )
 from service.training.learner import Learner
 from service.training.optimizer import Schedule, SplitOptimizer
-from service.training.precision import training_precision
+from service.training.precision import training_device, training_precision
 from service.training.text_data import step_generator
 from service.training.training_loop import run_training
 from service.training.trajectories import BATCH, LEGS, PATH_SALT, Captions, Jumps, TrajectoryBank, guided_velocity
@@ -74,6 +74,7 @@ class DistillationOptions:
     resume: bool = False
     stop_after: int | None = None
     threads: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -92,7 +93,7 @@ class DistillationOptions:
 
     def identity(self) -> dict[str, Any]:
         """What must agree between a run and the one that it resumes."""
-        free = {"teacher", "out", "resume", "stop_after", "threads", "evaluate_every", "held_out_paths"}
+        free = {"teacher", "out", "resume", "stop_after", "threads", "device", "evaluate_every", "held_out_paths"}
         values = asdict(self) | {"guidance": None if self.guidance is None else list(self.guidance)}
         return {name: value for name, value in values.items() if name not in free}
 
@@ -102,8 +103,9 @@ class Distiller:
 
     def __init__(self, options: DistillationOptions) -> None:
         self.options = options
+        self.device = training_device(options.device)
         torch.manual_seed(options.seed)
-        self.pair = read_pair(options.teacher, options.guidance)
+        self.pair = read_pair(options.teacher, options.guidance, self.device)
         self.student = self.pair.student
         optimizer = SplitOptimizer(
             self.student, Schedule(options.steps, options.warmup_steps, options.decay_fraction),
@@ -128,7 +130,7 @@ class Distiller:
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns the mean losses of the jumps and of the velocity."""
         options, generator = self.options, step_generator(self.options.seed, self.step)
-        with sdpa_kernel(SDPBackend.MATH), training_precision():
+        with sdpa_kernel(SDPBackend.MATH), training_precision(self.device):
             self.bank.advance(options.paths + self.step * options.paths_a_step)
             jumps = row_losses(self._jump_residual(options.rows - options.velocity_rows, generator), options.power)
             velocity = row_losses(self._velocity_residual(options.velocity_rows, generator), options.power)
@@ -143,7 +145,7 @@ class Distiller:
         velocity_error: the same of the velocity at guidance 1, over all points of the paths.
         """
         paths = torch.arange(self.options.held_out_paths)
-        with self.average.applied_to(self.student), sdpa_kernel(SDPBackend.MATH), training_precision():
+        with self.average.applied_to(self.student), sdpa_kernel(SDPBackend.MATH), training_precision(self.device):
             self.held_out.advance(len(paths))
             errors = {f"error{count}": self._jump_error(paths, count) for count in JUMP_COUNTS}
             starts = [self.held_out.jumps(paths, torch.full_like(paths, i), paths * 0 + LEGS) for i in range(LEGS)]
@@ -179,8 +181,8 @@ class Distiller:
 
     def _velocity_residual(self, count: int, generator: torch.Generator) -> Tensor:
         at = self.bank.draw_to_data(count, generator)
-        plain = torch.arange(count) < count // 2
-        dropped = plain & (torch.rand(count, generator=generator) < self.options.condition_dropout)
+        plain = torch.arange(count, device=self.device) < count // 2
+        dropped = plain & (torch.rand(count, generator=generator) < self.options.condition_dropout).to(self.device)
         text = torch.where(dropped[:, None], self._empty(at.text).text, at.text)
         guidance = torch.where(plain, 1.0, at.guidance)
         target = self._guided(at.x, at.t, guidance=guidance, text=text)
@@ -221,7 +223,7 @@ class Distiller:
 
         return TrajectoryBank(
             partial(guided_velocity, pair.teacher), conditions, pair.shape, pair.condition_tokens, pair.guidance_range,
-            seed, capacity, right if only_correct else None,
+            seed, capacity, right if only_correct else None, self.device,
         )  # fmt: skip
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from tokenizers import Tokenizer
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
 
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from service.models.scenes import Scene
@@ -30,7 +31,7 @@ from service.training.ema import WeightAverage
 from service.training.evaluate_shapes import quick_accuracy
 from service.training.exact_denoiser import ExactScenes
 from service.training.optimizer import Schedule, SplitOptimizer
-from service.training.precision import training_precision
+from service.training.precision import training_attention, training_device, training_precision
 from service.training.scenes import draw_scenes
 from service.training.shapes_objective import SceneCaptions, ScenePaths, TrainingBatch, flow_map_loss, velocity_loss
 from service.training.shapes_sampling import ShapesModel
@@ -42,34 +43,37 @@ from service.training.trajectories import BATCH, PATH_SALT, Captions, Trajectory
 class ShapesTrainingOptions:
     """What `stride train shapes` does; `steps` are of the velocity stage, `flow_map_steps` follow.
 
-    `start` is the folder of a model of the same shape to begin with, in place of fresh weights.
+    `start` is the folder of a model of the same shape to begin with, in place of fresh weights. `workers` are processes that
+    draw scenes ahead of time; without any they are drawn between steps.
     """
 
     out: Path
     start: Path | None = None
-    steps: int = 4800
-    flow_map_steps: int = 1200
-    batch_size: int = 96
-    width: int = 256
+    steps: int = 2000
+    flow_map_steps: int = 700
+    batch_size: int = 64
+    width: int = 192
     depth: int = 6
-    heads: int = 4
-    patch_size: int = 8
-    patch_margin: int = 0
+    heads: int = 6
+    patch_size: int = 4
+    patch_margin: int = 4
     matrix_rate: float = 4e-3
     other_rate: float = 2e-3
-    flow_map_rate_factor: float = 0.5
+    flow_map_rate_factor: float = 0.7
     average_decay: float = 0.998
-    flow_map_average_decay: float = 0.995
-    flow_map_decay_fraction: float = 0.5
+    flow_map_average_decay: float = 0.997
+    flow_map_decay_fraction: float = 0.75
     caption_dropout: float = 0.1
     noise_bias: float = 1.6
     velocity_share: float = 1 / 3
-    paths: int = 1024
+    paths: int = 512
     paths_a_step: int = 4
     evaluate_every: int = 250
     evaluate_captions: int = 64
     seed: int = 0
     threads: int = 1
+    workers: int = 0
+    device: str = "cpu"
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -95,6 +99,7 @@ class ShapesTrainer:
 
     def __init__(self, options: ShapesTrainingOptions) -> None:
         self.options = options
+        self.device = training_device(options.device)
         torch.manual_seed(options.seed)
         self.tokenizer = build_caption_tokenizer()
         self.network = FlowTransformer(
@@ -113,10 +118,12 @@ class ShapesTrainer:
         )
         if options.start is not None:
             self.network.load_state_dict(ShapesModel.load(options.start).network.state_dict())
+        self.network.to(self.device)
         self.average = WeightAverage(self.network, options.average_decay)
         self.step = 0
         self.optimizer = self._velocity_optimizer()
         self.bank = None
+        self._batches: Iterator[TrainingBatch] | None = None
         self._losses: list[dict[str, float]] = []
 
     @property
@@ -129,10 +136,10 @@ class ShapesTrainer:
         if self.step == options.steps:
             self._enter_flow_map_stage()
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + self.step)
-        rows = options.velocity_rows if flow_map else options.batch_size
-        batch = draw_training_batch(self.tokenizer, (options.seed, self.step), rows)
-        # The fused attention has a slow backward pass in bfloat16 on CPUs.
-        with sdpa_kernel(SDPBackend.MATH), training_precision():
+        if self._batches is None:
+            self._batches = iter(self._drawn_ahead())
+        batch = next(self._batches).to(self.device)
+        with training_attention(self.device), training_precision(self.device):
             velocity = velocity_loss(
                 self.network,
                 batch,
@@ -140,10 +147,10 @@ class ShapesTrainer:
                 noise_bias=options.noise_bias,
                 generator=generator,
             )
-            total, mapped = velocity.sum(), torch.zeros(1)
+            total, mapped = velocity.sum(), torch.zeros(1, device=self.device)
             if self.bank is not None:
                 self.bank.advance(options.paths + (self.step - options.steps) * options.paths_a_step)
-                mapped = flow_map_loss(self.network, self.bank.draw(options.batch_size - rows, generator))
+                mapped = flow_map_loss(self.network, self.bank.draw(options.batch_size - options.velocity_rows, generator))
                 total = total + mapped.sum()
         (total / options.batch_size).backward()
         self.optimizer.step(self.step - options.steps if flow_map else self.step)
@@ -157,7 +164,7 @@ class ShapesTrainer:
         losses = {name: sum(row[name] for row in self._losses) / len(self._losses) for name in self._losses[0]}
         self._losses.clear()
         model, flow_map = ShapesModel(self.network, self.tokenizer), self.step > self.options.steps
-        with self.average.applied_to(self.network), training_precision():
+        with self.average.applied_to(self.network), training_precision(self.device):
             return losses | quick_accuracy(model, self.options.evaluate_captions, with_flow_map=flow_map)
 
     def save(self) -> None:
@@ -178,6 +185,7 @@ class ShapesTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = int(state["step"])
+        self._batches = None
         self.average.load_state_dict(state["average"])
         self.average.decay = self.options.average_decay
         if self.step > self.options.steps:
@@ -205,8 +213,16 @@ class ShapesTrainer:
         self.bank = TrajectoryBank(
             ScenePaths(self.teacher), self._path_captions,
             (config.channels, config.image_size, config.image_size), config.max_text_tokens, config.guidance_range,
-            seed=options.seed, capacity=options.paths,
+            seed=options.seed, capacity=options.paths, device=self.device,
         )  # fmt: skip
+
+    def _drawn_ahead(self) -> DataLoader[TrainingBatch]:
+        """The batches of the steps to come."""
+        options = self.options
+        counts = [options.batch_size] * options.steps + [options.velocity_rows] * options.flow_map_steps
+        batches = _Batches(self.tokenizer, options.seed, counts)
+        first = range(self.step, len(counts))
+        return DataLoader(batches, None, sampler=first, num_workers=options.workers, worker_init_fn=_leave_signals_to_the_run)
 
     def _path_captions(self, first: int, count: int) -> Captions:
         batch = draw_training_batch(self.tokenizer, (self.options.seed, PATH_SALT + first), count)
@@ -230,6 +246,21 @@ class ShapesTrainer:
             other_rate=options.other_rate * options.flow_map_rate_factor,
             weight_decay=0.02,
         )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches the whole group: the run saves and ends, and its workers with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Batches(Dataset[TrainingBatch]):
+    """The batch of each step, of so many rows."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, counts: Sequence[int]) -> None:
+        self._tokenizer, self._seed, self._counts = tokenizer, seed, counts
+
+    def __getitem__(self, step: int) -> TrainingBatch:
+        return draw_training_batch(self._tokenizer, (self._seed, step), self._counts[step])
 
 
 def vary_scene(scene: Scene, choice: float) -> Scene:

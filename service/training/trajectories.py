@@ -8,7 +8,8 @@ matching, arXiv 2406.07507.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 LEGS = 16
 BATCH = 16
 PATH_SALT = 1 << 40
+CPU = torch.device("cpu")
 CANONICAL_SHIFT = 3.0
 JUMP_COUNTS = (1, 2, 4, 8)
 JUMP_SHARES = (0.2, 0.2, 0.35, 0.25)
@@ -29,6 +31,10 @@ class Captions:
 
     text: Tensor
     empty: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        parts = {item.name: getattr(self, item.name).to(device) for item in fields(self)}
+        return replace(self, **parts)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ def path_times(count: int, generator: torch.Generator) -> Tensor:
 
 
 class TrajectoryBank:
-    """The last `capacity` paths of a velocity. Path n is a function of (seed, n) alone, so a resumed run has the same ones.
+    """The last `capacity` paths of a velocity, which works on `device`. Path n is a function of (seed, n) alone, so a resumed run
+    has the same ones.
 
     Captions are padded with id 0. `captions(n, count)` gives the captions of paths n, n + 1, ..., n + count - 1. Where
     `right(n, ends)` says which of the pictures [B, C, H, W] that paths n, n + 1, ... end in are right, those that are not give
@@ -91,6 +98,7 @@ class TrajectoryBank:
         seed: int,
         capacity: int,
         right: Callable[[int, Tensor], list[bool]] | None = None,
+        device: torch.device = CPU,
     ) -> None:
         if capacity % BATCH:
             raise ValueError(f"a bank of {capacity} paths cannot be filled {BATCH} at a time")
@@ -99,10 +107,11 @@ class TrajectoryBank:
         self.right = right
         self.guidance_range = guidance_range
         self.seed = seed
-        self.points = torch.zeros(capacity, LEGS + 1, *shape)
-        self.times = torch.zeros(capacity, LEGS + 1)
-        self.guidance = torch.zeros(capacity)
-        self.text = torch.zeros(capacity, text_tokens, dtype=torch.int64)
+        self.device = device
+        self.points = torch.zeros(capacity, LEGS + 1, *shape, device=device)
+        self.times = torch.zeros(capacity, LEGS + 1, device=device)
+        self.guidance = torch.zeros(capacity, device=device)
+        self.text = torch.zeros(capacity, text_tokens, dtype=torch.int64, device=device)
         self.end = 0
 
     def advance(self, end: int) -> None:
@@ -131,6 +140,7 @@ class TrajectoryBank:
 
     def jumps(self, paths: Tensor, start: Tensor, stop: Tensor) -> Jumps:
         """Those along `paths` [B] from their points `start` [B] to `stop` [B]."""
+        paths, start, stop = (index.to(self.device) for index in (paths, start, stop))
         return Jumps(
             self.points[paths, start],
             self.times[paths, start],
@@ -143,17 +153,17 @@ class TrajectoryBank:
     @torch.no_grad()
     def _compute(self, first: int) -> None:
         generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + PATH_SALT + first)
-        captions = self.captions(first, BATCH)
-        times = path_times(BATCH, generator)
+        captions = self.captions(first, BATCH).to(self.device)
+        times = path_times(BATCH, generator).to(self.device)
         low, high = self.guidance_range
-        guidance = low * (high / low) ** torch.rand(BATCH, generator=generator)
-        x = torch.randn(BATCH, *self.points.shape[2:], generator=generator)
+        guidance = low * (high / low) ** torch.rand(BATCH, generator=generator).to(self.device)
+        x = torch.randn(BATCH, *self.points.shape[2:], generator=generator).to(self.device)
         points = [x]
         for leg in range(LEGS):
             t, s = times[:, leg], times[:, leg + 1]
             x = x + (s - t).view(-1, 1, 1, 1) * self.velocity(x, t, guidance, captions)
             points.append(x)
-        kept = _kept(self.right(first, x)) if self.right else list(range(BATCH))
+        kept = _kept(self.right(first, x.cpu())) if self.right else list(range(BATCH))
         place = first % len(self.points)
         rows = slice(place, place + BATCH)
         self.points[rows] = torch.stack(points, 1)[kept]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from service.cli import main
 from service.training.caption_tokenizer import build_caption_tokenizer, encode_captions
 from service.training.checkpointing import load_training_state
 from service.training.evaluate_shapes import sampler_table
@@ -18,7 +21,7 @@ from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, 
 
 def options(out: Path, **changes: object) -> ShapesTrainingOptions:
     small = {"steps": 4, "flow_map_steps": 4, "batch_size": 8, "evaluate_captions": 2, "paths": 32, "paths_a_step": 8}
-    small |= {"width": 64, "depth": 2, "heads": 2}
+    small |= {"width": 64, "depth": 2, "heads": 2, "patch_size": 8}
     return ShapesTrainingOptions(out=out, **(small | changes))  # type: ignore[arg-type]
 
 
@@ -43,19 +46,49 @@ def test_the_exact_velocity_has_no_loss() -> None:
     assert loss(1.0).min() > 0.0
 
 
-@pytest.mark.parametrize("stop_after", [2, 4, 6])
-def test_a_resumed_run_is_the_same_run(tmp_path: Path, stop_after: int) -> None:
-    straight, stopped = (ShapesTrainer(options(tmp_path)) for _ in range(2))
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The states of one run, before its first step and behind each of eight."""
+    trainer = ShapesTrainer(options(tmp_path_factory.mktemp("straight")))
+    states = [copy.deepcopy(trainer.state_dict())]
     for _ in range(8):
-        straight.train_step()
-    for _ in range(stop_after):
-        stopped.train_step()
+        trainer.train_step()
+        states.append(copy.deepcopy(trainer.state_dict()))
+    return states
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 6])
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, straight: list[dict[str, Any]], stop_after: int) -> None:
     resumed = ShapesTrainer(options(tmp_path))
-    resumed.load_state_dict(stopped.state_dict())
+    resumed.load_state_dict(copy.deepcopy(straight[stop_after]))
     for _ in range(8 - stop_after):
         resumed.train_step()
-    for name, value in straight.average.weights.items():
+    for name, value in straight[8]["average"]["weights"].items():
         torch.testing.assert_close(resumed.average.weights[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_scenes_that_workers_draw_ahead_are_those_of_a_run_without_any(tmp_path: Path, straight: list[dict[str, Any]]) -> None:
+    ahead = ShapesTrainer(options(tmp_path, workers=2))
+    for _ in range(3):
+        ahead.train_step()
+    for name, value in straight[3]["network"].items():
+        torch.testing.assert_close(ahead.network.state_dict()[name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_learns_what_a_cpu_does(tmp_path: Path) -> None:
+    here, there = (ShapesTrainer(options(tmp_path, device=device, steps=60, batch_size=16)) for device in ("cpu", "cuda"))
+    losses = [[trainer.train_step()["velocity"] for _ in range(40)] for trainer in (here, there)]
+    torch.testing.assert_close(torch.tensor(losses[1][:4]), torch.tensor(losses[0][:4]), rtol=0.05, atol=0)
+    assert sum(losses[1][-8:]) < 0.6 * sum(losses[1][:8])
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "abacus"])
+def test_a_device_that_is_not_there_is_named(tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for task in (["shapes", "--out", str(tmp_path)], ["distill", "--teacher", "shapes", "--student", str(tmp_path)]):
+        with pytest.raises(SystemExit) as refused:
+            main(["train", *task, "--device", device])
+        assert device in f"{refused.value.code}{capsys.readouterr().err}"
 
 
 def test_a_run_can_begin_with_the_weights_of_a_model(tmp_path: Path) -> None:
