@@ -49,24 +49,24 @@ class ShapesTrainingOptions:
 
     out: Path
     start: Path | None = None
-    steps: int = 2000
-    flow_map_steps: int = 700
-    batch_size: int = 64
-    width: int = 192
+    steps: int = 4800
+    flow_map_steps: int = 1200
+    batch_size: int = 96
+    width: int = 256
     depth: int = 6
-    heads: int = 6
-    patch_size: int = 4
-    patch_margin: int = 4
+    heads: int = 4
+    patch_size: int = 8
+    patch_margin: int = 0
     matrix_rate: float = 4e-3
     other_rate: float = 2e-3
-    flow_map_rate_factor: float = 0.7
+    flow_map_rate_factor: float = 0.5
     average_decay: float = 0.998
-    flow_map_average_decay: float = 0.997
-    flow_map_decay_fraction: float = 0.75
+    flow_map_average_decay: float = 0.995
+    flow_map_decay_fraction: float = 0.5
     caption_dropout: float = 0.1
     noise_bias: float = 1.6
     velocity_share: float = 1 / 3
-    paths: int = 512
+    paths: int = 1024
     paths_a_step: int = 4
     evaluate_every: int = 250
     evaluate_captions: int = 64

@@ -24,7 +24,7 @@ def distilled(teacher: Path, out: Path) -> Path:
 @pytest.mark.parametrize("name", few(["captions", "classes"], "captions"))
 def test_a_student_answers_requests(tmp_path: Path, name: str) -> None:
     if name == "captions":
-        ShapesTrainer(ShapesTrainingOptions(out=tmp_path, width=64, depth=1, heads=2, patch_size=8)).export(tmp_path / name)
+        ShapesTrainer(ShapesTrainingOptions(out=tmp_path, width=64, depth=1, heads=2)).export(tmp_path / name)
     else:
         write_dit(tmp_path / name, small_dit("sit", depth=1, channels=3))
     student = distilled(tmp_path / name, tmp_path / "student")

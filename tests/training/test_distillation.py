@@ -32,7 +32,7 @@ def sit_folder(tmp_path: Path, layout: str = "sit", **changes: object) -> Path:
 
 def shapes_folder(tmp_path: Path) -> Path:
     """A small network of the embedded model's kind with random numbers where training begins with zeros."""
-    trainer = ShapesTrainer(ShapesTrainingOptions(out=tmp_path, width=64, depth=1, heads=2, patch_size=8))
+    trainer = ShapesTrainer(ShapesTrainingOptions(out=tmp_path, width=64, depth=1, heads=2))
     with torch.no_grad():
         trainer.average.weights["head.weight"].normal_(std=0.02, generator=torch.Generator().manual_seed(3))
     trainer.export(tmp_path / "teacher")

@@ -21,7 +21,7 @@ from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, 
 
 def options(out: Path, **changes: object) -> ShapesTrainingOptions:
     small = {"steps": 4, "flow_map_steps": 4, "batch_size": 8, "evaluate_captions": 2, "paths": 32, "paths_a_step": 8}
-    small |= {"width": 64, "depth": 2, "heads": 2, "patch_size": 8}
+    small |= {"width": 64, "depth": 2, "heads": 2}
     return ShapesTrainingOptions(out=out, **(small | changes))  # type: ignore[arg-type]
 
 
