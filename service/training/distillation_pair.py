@@ -26,9 +26,10 @@ from service.models.flow_transformer import FlowTransformer
 from service.models.scene_checker import check_scenes
 from service.training.caption_tokenizer import encode_captions
 from service.training.checkpointing import replace_file
+from service.training.precision import CPU
 from service.training.scenes import draw_scenes
 from service.training.shapes_sampling import ShapesModel
-from service.training.trajectories import CPU, Captions
+from service.training.trajectories import Captions
 
 DIT_GUIDANCE = (1.0, 4.0)
 DIT_BETAS = (1e-4, 0.02, 1000)

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from service.training.precision import CPU
+
 LEGS = 16
 BATCH = 16
 PATH_SALT = 1 << 40
-CPU = torch.device("cpu")
 CANONICAL_SHIFT = 3.0
 JUMP_COUNTS = (1, 2, 4, 8)
 JUMP_SHARES = (0.2, 0.2, 0.35, 0.25)

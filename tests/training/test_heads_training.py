@@ -16,6 +16,7 @@ from service.training.heads_objective import decoder_features, guesses
 from service.training.text_sampling import DenseCache
 from service.training.train_heads import HeadTrainer, HeadTrainingOptions, train_heads
 from tests.checkpoints import write_decoder
+from tests.few import few
 
 TEXT = "".join(f"{i % 7} bottles stood on wall {i % 5}, and the {i % 3} cats sat below.\n" for i in range(400))
 
@@ -55,7 +56,7 @@ def test_what_is_unrolled_over_whole_rows_is_what_drafting_token_by_token_comput
             states = decoder.states(module.join(target.embed(tokens[0, place]), states), place, cache)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, "mtp", "medusa"))
 def test_heads_learn_what_the_model_will_say(tmp_path: Path, kind: str) -> None:
     trainer = HeadTrainer(options(tmp_path, kind))
     before = trainer.validate()["agreement_1"]
