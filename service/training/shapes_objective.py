@@ -5,7 +5,7 @@ Notation of MeanFlow (arXiv 2505.13447): x_t = (1-t) x0 + t eps, x_s = x_t - (t-
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +19,17 @@ FULL_WEIGHT_FROM = 0.3
 
 
 @dataclass(frozen=True)
-class TrainingBatch:
-    """Pictures [B, 3, H, W] in [-1, 1], the scenes of their captions, and the ids [B, T] of those and of the empty caption."""
-
-    images: Tensor
-    scenes: ExactScenes
-    text: Tensor
-    empty_text: Tensor
-
-    def to(self, device: torch.device) -> TrainingBatch:
-        return TrainingBatch(*(getattr(self, item.name).to(device) for item in fields(self)))
-
-
-@dataclass(frozen=True)
 class SceneCaptions(Captions):
     """Caption ids with the scenes that they describe."""
 
     scenes: ExactScenes
+
+
+@dataclass(frozen=True)
+class TrainingBatch(SceneCaptions):
+    """Captions with pictures [B, 3, H, W] in [-1, 1] that show them."""
+
+    images: Tensor
 
 
 def exact_velocity(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
@@ -73,7 +67,7 @@ def velocity_loss(
     t = sample_velocity_times(count, noise_bias, generator).to(device)
     x, sample = noise_images(batch.images, t, generator)
     dropped = (torch.rand(count, 1, generator=generator) < dropout).to(device)
-    text = torch.where(dropped, batch.empty_text, batch.text)
+    text = torch.where(dropped, batch.empty, batch.text)
     target = torch.where(dropped[..., None, None], sample, exact_velocity(x, t, batch.scenes))
     error = (network(x, t, t, torch.ones_like(t), text) - target).square().mean((1, 2, 3))
     return error * (t / FULL_WEIGHT_FROM).clamp_max(1).square()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from service.training.exact_denoiser import ExactScenes
 from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.precision import training_attention, training_device, training_precision
 from service.training.scenes import draw_scenes
-from service.training.shapes_objective import SceneCaptions, ScenePaths, TrainingBatch, flow_map_loss, velocity_loss
+from service.training.shapes_objective import ScenePaths, TrainingBatch, flow_map_loss, velocity_loss
 from service.training.shapes_sampling import ShapesModel
 from service.training.training_loop import run_training
 from service.training.trajectories import BATCH, PATH_SALT, Captions, TrajectoryBank
@@ -218,15 +218,16 @@ class ShapesTrainer:
 
     def _drawn_ahead(self) -> DataLoader[TrainingBatch]:
         """The batches of the steps to come."""
-        options = self.options
-        counts = [options.batch_size] * options.steps + [options.velocity_rows] * options.flow_map_steps
-        batches = _Batches(self.tokenizer, options.seed, counts)
-        first = range(self.step, len(counts))
-        return DataLoader(batches, None, sampler=first, num_workers=options.workers, worker_init_fn=_leave_signals_to_the_run)
+        return DataLoader(
+            _Batches(self.tokenizer, self.options),
+            batch_size=None,
+            sampler=range(self.step, self.total_steps),
+            num_workers=self.options.workers,
+            worker_init_fn=_leave_signals_to_the_run,
+        )
 
     def _path_captions(self, first: int, count: int) -> Captions:
-        batch = draw_training_batch(self.tokenizer, (self.options.seed, PATH_SALT + first), count)
-        return SceneCaptions(batch.text, batch.empty_text, batch.scenes)
+        return draw_training_batch(self.tokenizer, (self.options.seed, PATH_SALT + first), count)
 
     def _velocity_optimizer(self) -> SplitOptimizer:
         options = self.options
@@ -254,13 +255,15 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 
 class _Batches(Dataset[TrainingBatch]):
-    """The batch of each step, of so many rows."""
+    """Of each step, what the velocity learns from."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, counts: Sequence[int]) -> None:
-        self._tokenizer, self._seed, self._counts = tokenizer, seed, counts
+    def __init__(self, tokenizer: Tokenizer, options: ShapesTrainingOptions) -> None:
+        self._tokenizer, self._options = tokenizer, options
 
     def __getitem__(self, step: int) -> TrainingBatch:
-        return draw_training_batch(self._tokenizer, (self._seed, step), self._counts[step])
+        options = self._options
+        rows = options.batch_size if step < options.steps else options.velocity_rows
+        return draw_training_batch(self._tokenizer, (options.seed, step), rows)
 
 
 def vary_scene(scene: Scene, choice: float) -> Scene:
@@ -278,7 +281,7 @@ def draw_training_batch(tokenizer: Tokenizer, seed: tuple[int, ...], count: int)
     choices = np.random.default_rng((*seed, 1)).random(count)
     told = [vary_scene(scene, choice) for scene, choice in zip(scenes.scenes, choices, strict=True)]
     text = encode_captions(tokenizer, [*(scene.caption for scene in told), ""])
-    return TrainingBatch(scenes.images, ExactScenes.of(told), text[:-1], text[-1:].expand(count, -1))
+    return TrainingBatch(text[:-1], text[-1:].expand(count, -1), ExactScenes.of(told), scenes.images)
 
 
 def train_shapes(options: ShapesTrainingOptions) -> None:
