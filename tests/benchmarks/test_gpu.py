@@ -43,6 +43,7 @@ def test_a_case_computes_what_its_peers_compute(case: Case) -> None:
         compared(f"{case.name}, {name}", ours, result, case.tolerance)
 
 
+@pytest.mark.slow
 def test_everything_runs_at_toy_sizes_and_says_that_figures_need_a_gpu(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

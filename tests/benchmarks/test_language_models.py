@@ -24,6 +24,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("checkpoint"), TINY)
 
 
+@pytest.mark.slow
 def test_stride_behind_http_continues_with_the_tokens_of_the_reference(checkpoint: Path, tmp_path: Path) -> None:
     asked = prompts(TINY, LOAD, 0)
     server = stride(checkpoint, 1, "dtype=bfloat16", tmp_path / "log")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterator
 
-from playwright.sync_api import Route, expect
+import pytest
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.driving import Visit
 from tests.http.server import Server
+
+KEY = "sesame-of-the-test-ключ-é"  # also one that the characters of a header cannot write
 
 REFUSED = [
     ("shakespeare", "autoregressive", "#request-max_tokens", 99999, "exceed the context of 2048"),
@@ -18,6 +21,20 @@ REFUSED = [
     ("shapes", "flow_map", "#negative", "a circle", "takes guidance as an input"),
     ("shapes", "euler", "#prompt", "a purple elephant", "shapes does not know"),
 ]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that asks for a key, and allows five outputs of a request."""
+    server = Server(tmp_path_factory.mktemp("guarded") / "log", "--model", "shapes", "--api-key", KEY, "--max-n", "5")
+    yield server
+    server.stop()
+
+
+def give_key(page: Page) -> None:
+    page.fill("#key", KEY)
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#compose")).to_be_visible()
 
 
 def test_a_refused_field_is_named_marked_and_focused(visit: Visit) -> None:
@@ -55,19 +72,16 @@ def test_a_refusal_at_its_field_does_not_repeat_the_name(visit: Visit) -> None:
         visit.set(field, value)
 
 
-def test_the_form_knows_how_many_outputs_this_server_allows(browser: object, tmp_path: Path) -> None:
-    server = Server(tmp_path / "log", "--model", "shapes", "--max-n", "5")
-    try:
-        with Visit(browser, server.url) as visit:
-            visit.open()
-            expect(visit.page.locator("#request-n-help")).to_contain_text("1 to 5")
-            for n, state in ((6, "failed"), (5, "done")):
-                visit.choose("flow_map", steps=1)
-                visit.ask(n=n)
-                visit.run()
-                visit.until(state)
-    finally:
-        server.stop()
+def test_the_form_knows_how_many_outputs_this_server_allows(browser: object, guarded: Server) -> None:
+    with Visit(browser, guarded.url) as visit:
+        visit.page.goto(guarded.url + "/")
+        give_key(visit.page)
+        expect(visit.page.locator("#request-n-help")).to_contain_text("1 to 5")
+        for n, state in ((6, "failed"), (5, "done")):
+            visit.choose("flow_map", steps=1)
+            visit.ask(n=n)
+            visit.run()
+            visit.until(state)
 
 
 def test_what_is_no_number_is_said_before_anything_is_sent(visit: Visit) -> None:
@@ -135,38 +149,31 @@ def test_trying_again_gives_up_what_still_runs_beside_the_one_that_failed(visit:
     expect(visit.page.locator("#run")).to_be_enabled()
 
 
-def test_the_key_is_asked_for_used_and_written_nowhere(browser: object, tmp_path: Path) -> None:
-    key = "sesame-of-the-test-ключ-é"  # also one that the characters of a header cannot write
-    server = Server(tmp_path / "log", "--model", "shapes", "--api-key", key)
-    try:
-        with Visit(browser, server.url) as visit:
-            page = visit.page
-            page.goto(server.url + "/")
-            expect(page.locator("#key-dialog")).to_be_visible()
-            expect(page.get_by_role("alert")).to_have_count(0)
-            page.fill("#key", "wrong")
-            page.keyboard.press("Enter")
-            expect(page.locator("#notice")).to_contain_text("An API key is needed")
-            expect(page.locator("#key-dialog")).to_be_visible()
-            alert = page.get_by_role("alert")
-            expect(alert).to_have_text("The server refused this key.")
-            expect(alert).to_be_in_viewport()
-            expect(page.locator("#key")).to_be_focused()
-            assert page.locator("#key").evaluate("one => [one.selectionStart, one.selectionEnd]") == [0, len("wrong")]
-            page.fill("#key", key)
-            page.get_by_role("button", name="Use it").click()
-            expect(page.locator("#compose")).to_be_visible()
-            visit.choose("flow_map", steps=2)
-            visit.run()
-            visit.until("done")
-            page.click("#show-code")
-            for language in ("curl", "openai", "httpx"):
-                page.check(f"input[value={language}]")
-                code = page.locator("#code").inner_text()
-                assert "STRIDE_API_KEY" in code and "sesame" not in code
-            page.keyboard.press("Escape")
-            page.reload()
-            expect(page.locator("#compose")).to_be_visible()
-            assert page.evaluate("JSON.stringify(localStorage)") == "{}"
-    finally:
-        server.stop()
+def test_the_key_is_asked_for_used_and_written_nowhere(browser: object, guarded: Server) -> None:
+    with Visit(browser, guarded.url) as visit:
+        page = visit.page
+        page.goto(guarded.url + "/")
+        expect(page.locator("#key-dialog")).to_be_visible()
+        expect(page.get_by_role("alert")).to_have_count(0)
+        page.fill("#key", "wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#notice")).to_contain_text("An API key is needed")
+        expect(page.locator("#key-dialog")).to_be_visible()
+        alert = page.get_by_role("alert")
+        expect(alert).to_have_text("The server refused this key.")
+        expect(alert).to_be_in_viewport()
+        expect(page.locator("#key")).to_be_focused()
+        assert page.locator("#key").evaluate("one => [one.selectionStart, one.selectionEnd]") == [0, len("wrong")]
+        give_key(page)
+        visit.choose("flow_map", steps=2)
+        visit.run()
+        visit.until("done")
+        page.click("#show-code")
+        for language in ("curl", "openai", "httpx"):
+            page.check(f"input[value={language}]")
+            code = page.locator("#code").inner_text()
+            assert "STRIDE_API_KEY" in code and "sesame" not in code
+        page.keyboard.press("Escape")
+        page.reload()
+        expect(page.locator("#compose")).to_be_visible()
+        assert page.evaluate("JSON.stringify(localStorage)") == "{}"

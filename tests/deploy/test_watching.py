@@ -167,6 +167,7 @@ def test_nothing_is_wrong_with_a_service_that_is_idle(watched: Watched) -> None:
     assert {"StrideDown", "StrideEngineDown", "StrideQueueGrowing"} <= loaded
 
 
+@pytest.mark.slow
 def test_a_flood_raises_its_alerts_which_clear_after_it(watched: Watched) -> None:
     with Traffic(watched.server.url, *flood(24)):
         watched.until_firing("StrideQueueGrowing", "StrideQueueFull", "StrideKVPoolFull", "StrideDeadlinesMissed")

@@ -16,6 +16,7 @@ from openai import OpenAI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.families import VARIANTS, Variant, write_variant
+from tests.few import few
 from tests.http.server import Server
 
 pytest.importorskip("transformers")
@@ -109,16 +110,13 @@ def test_options_of_a_model_are_its_own(server: Server) -> None:
     assert server.post("/v1/completions", {"model": "pinned", "prompt": TEXT, "max_tokens": 5}).status_code == 200
 
 
+ABSENT = ("org/other", "there is no folder org/other, and org/other is not in the hub's cache, while HF_HUB_OFFLINE is set")
+
+
 @pytest.mark.parametrize(
-    "place,words",
-    [
-        ("org/other", "there is no folder org/other, and org/other is not in the hub's cache, while HF_HUB_OFFLINE is set"),
-        ("org/tiny,revision=v9", "org/tiny at revision v9 is not in the hub's cache"),
-    ],
+    "place,words", few([ABSENT, ("org/tiny,revision=v9", "org/tiny at revision v9 is not in the hub's cache")], ABSENT)
 )
-def test_what_is_neither_a_folder_nor_cached_ends_the_server_with_the_reason(
-    hub: dict[str, str], place: str, words: str
-) -> None:
+def test_what_is_neither_a_folder_nor_cached_ends_the_server_with_the_reason(hub: dict[str, str], place: str, words: str) -> None:
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--model", f"chat={place}"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=90, env={**os.environ, **hub})
     assert ended.returncode == 3 and words in ended.stdout + ended.stderr

@@ -108,9 +108,9 @@ def test_captured_decode_forwards_give_what_eager_ones_do_and_padding_is_never_w
     """With a capture that calls the forward again; on a GPU with a graph."""
     capture = CudaCapture(device) if device.type == "cuda" else CalledAgain()
     eager, captured = (forward_of(folder, "qwen3", device) for _ in range(2))
+    eager(PREFIXES)
+    captured._cache.store.copy_(eager._cache.store)
     with prefer_triton():
-        eager(PREFIXES)
-        captured._cache.store.copy_(eager._cache.store)
         captured.capture(most, capture)
         assert torch.equal(captured._cache.store, eager._cache.store), "a capture leaves no trace"
         for count, start in ((most, 13), (1, 14), (2, 14))[:most]:

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
 
 
-TORCH = ("gemma2", "gemma4-experts-capped", "gpt2", "smollm3-listed-window-biases")
+TORCH = ("gemma4-experts-capped", "gpt2", "smollm3-listed-window-biases")
 KERNEL = ("gemma2", "gpt2-odd", "llama", "smollm3-listed-window-biases")
 
 

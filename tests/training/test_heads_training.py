@@ -56,7 +56,7 @@ def test_what_is_unrolled_over_whole_rows_is_what_drafting_token_by_token_comput
             states = decoder.states(module.join(target.embed(tokens[0, place]), states), place, cache)
 
 
-@pytest.mark.parametrize("kind", few(KINDS, "mtp", "medusa"))
+@pytest.mark.parametrize("kind", few(KINDS, "medusa"))
 def test_heads_learn_what_the_model_will_say(tmp_path: Path, kind: str) -> None:
     trainer = HeadTrainer(options(tmp_path, kind))
     before = trainer.validate()["agreement_1"]
