@@ -59,20 +59,15 @@ async def _answer(body: ImageBody, request: Request, service: Service, edit: boo
     work = await image_work(service, card, body.prompt, body, 0, transparent=edit)
     if body.partial_images:
         rows = refinement_rows(card, procedure, parameters, (work.width, work.height))
-        work = msgspec.structs.replace(work, preview_every=_preview_every(rows, body.partial_images))
+        if rows <= body.partial_images:
+            message = f"{rows} evaluations can give at most {rows - 1} partial images, not {body.partial_images}"
+            raise ApiError(400, message, "partial_images", "invalid_value")
+        work = msgspec.structs.replace(work, previews=body.partial_images)
     job = Job(service, request, card, procedure, parameters)
     start(service, job, work, body, {"partial_images": body.partial_images}, decision.choices)
     if body.stream:
         return sse.stream(_events(job, body, f"{work.width}x{work.height}", "image_edit" if edit else "image_generation"))
     return JSONResponse(await unless_gone(request, job, _whole(job, body)))
-
-
-def _preview_every(rows: int, wanted: int) -> int:
-    """Rows between previews so that at least `wanted` come before the last row. Raises ApiError for too few rows."""
-    if rows <= wanted:
-        message = f"{rows} evaluations can give at most {rows - 1} partial images, not {wanted}"
-        raise ApiError(400, message, "partial_images", "invalid_value")
-    return rows // (wanted + 1)
 
 
 async def _whole(job: Job, body: ImageBody) -> dict[str, Any]:

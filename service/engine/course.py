@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,28 +26,33 @@ class Course:
     stopped_after: int | None = None
     rest: tuple[str, SamplerParameters] | None = None
 
-    def shortened(self, card: ModelCard, jumps: bool, rows: int) -> tuple[str, SamplerParameters]:
-        """What goes on from here in at most so many rows, but one step at least; as jumps where the network has them."""
+    def going_on(self, card: ModelCard, jumps: bool) -> tuple[str, SamplerParameters]:
+        """What goes on from here in fewer steps; as jumps where the network has them. Without churn: the noise that it adds
+        before its first step is part of a first state, and this one is there."""
         name, plan = self.rest or (self.procedure, self.parameters)
         if jumps and name not in OWN_JUMPS:
             common = {field: getattr(plan, field) for field in SamplerParameters.__struct_fields__}
             name, plan = JUMPS, FlowMapParameters(**common | {"shift": None, "guidance": known_guidance(card, plan.guidance)})
-        a_step = 1 if name in OWN_JUMPS else max(1, math.ceil(self.rows / self.parameters.steps))
-        return name, msgspec.structs.replace(plan, steps=max(1, rows // a_step))
+        return name, msgspec.structs.replace(plan, churn=0.0) if "churn" in plan.__struct_fields__ else plan
 
     def turn(self, rest: tuple[str, SamplerParameters], at: int) -> None:
-        """From row `at` on it is this. Fewer of the same jumps are still the same course."""
-        if self.rest is None and rest[0] == self.procedure and rest[0] in OWN_JUMPS:
+        """From row `at` on it is this. Fewer of the same jumps are still the same course, if it is whole."""
+        if self.rest is None and rest[0] == self.procedure and self._counts_jumps:
             return
         self.rest = rest
         self.stopped_after = at if self.stopped_after is None else self.stopped_after
+
+    @property
+    def _counts_jumps(self) -> bool:
+        """Whether `steps` are the jumps that were made: of a way that begins at a given picture they are more."""
+        return self.procedure in OWN_JUMPS and self.parameters.strength == 1.0
 
     def described(self, rows: int) -> dict[str, Any]:
         """As the answer shows it, `rows` being all that there were in the end: the name and the parameters, with the jumps that
         were made; or those that were planned, after how many rows that stopped, and what followed, `steps` of it being rows."""
         out = {"name": self.procedure, **msgspec.to_builtins(self.parameters)}
         if self.rest is None or self.stopped_after is None:
-            return out | ({"steps": rows} if self.procedure in OWN_JUMPS else {})
+            return out | ({"steps": rows} if self._counts_jumps else {})
         then = {"name": self.rest[0], "steps": rows - self.stopped_after, "guidance": self.rest[1].guidance}
         return {**out, "stopped_after": self.stopped_after, "then": then}
 

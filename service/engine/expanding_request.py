@@ -60,8 +60,7 @@ class ExpandingRequest(ImageRequest):
         return self.step == self.steps
 
     def wants_preview(self) -> bool:
-        every = self.work.preview_every
-        return every > 0 and (self.step + 1) % every == 0 and self.step + 1 < self.steps
+        return self._shows(self.step + 1, self.steps)
 
     def fold(self, outcome: LatentOutcome, now: float) -> list[FromEngine]:
         if isinstance(outcome, Encoded) and self.encoded is not None:

@@ -73,16 +73,25 @@ class ImageRequest(Request):
 
     def hasten(self, rows: int) -> None:
         """Go on, when some rows have run, in at most so many: by jumps or, where the network knows none, by the same sampler's
-        steps from here, of which one at least is made. As before where the sampler cannot begin here, so near to the data."""
+        steps from here, of which one at least is made. As before where that takes as long, or the sampler cannot begin here, so
+        near to the data."""
         assert 0 < self.at < len(self.rows) and rows > 0
-        rest = self.course.shortened(self.card, self._jumps, rows)
+        name, plan = self.course.going_on(self.card, self._jumps)
+        here, steps = Underway.of(self.card.noise, *self.rows[self.at - 1].after), rows
         try:
-            table = rest[1].table(Underway.of(self.card.noise, *self.rows[self.at - 1].after), self._tokens)
+            while True:
+                plan = msgspec.structs.replace(plan, steps=steps)
+                table = plan.table(here, self._tokens)
+                if len(table) <= rows or steps == 1:
+                    break
+                steps = max(1, steps * rows // len(table))
         except ValueError:
             return
-        left = latent_rows(table, rest[1], self.card)
+        left = latent_rows(table, plan, self.card)
+        if sum(row.evaluations for row in left) >= self.evaluations_left:
+            return
         self.rows[self.at :] = [replace(row, index=i, draw=i, start=None) for i, row in enumerate(left, self.at)]
-        self.course.turn(rest, self.at)
+        self.course.turn((name, plan), self.at)
 
     @property
     def _jumps(self) -> bool:
@@ -165,8 +174,13 @@ class ImageRequest(Request):
         return 1
 
     def wants_preview(self) -> bool:
-        every = self.work.preview_every
-        return every > 0 and (self.at + 1) % every == 0 and self.at + 1 < len(self.rows)
+        return self._shows(self.at + 1, len(self.rows))
+
+    def _shows(self, row: int, rows: int) -> bool:
+        """Whether there is a preview behind this one of so many, from 1."""
+        previews = self.work.previews
+        every = max(1, rows // (previews + 1)) if previews else self.work.preview_every
+        return every > 0 and row % every == 0 and row < rows
 
     def fold(self, outcome: LatentOutcome, now: float) -> list[FromEngine]:
         """Take in one forward: conditions, a latent that is to be shown or None, or the picture."""

@@ -60,7 +60,8 @@ class ImageWork(msgspec.Struct, frozen=True, tag="image"):
     """A picture to be refined from noise or, where `image` is given, from that picture; with a `mask` only where it is not 0.
 
     Sides are in pixels; `image` is RGB bytes row by row, `mask` one byte a pixel. `adapters` are names and scales. A `search`
-    makes several, and the best of them are its `outputs`.
+    makes several, and the best of them are its `outputs`. Previews come every so many rows or, if `previews` are wanted, after as
+    many rows as give at least as many, whatever the number of rows is in the end.
     """
 
     prompt: str
@@ -73,6 +74,7 @@ class ImageWork(msgspec.Struct, frozen=True, tag="image"):
     adapters: list[tuple[str, float]] = []
     search: Search | None = None
     outputs: int = 1
+    previews: int = 0
 
 
 class Choice(msgspec.Struct, frozen=True):

@@ -7,9 +7,8 @@ from typing import Any
 
 import msgspec
 
-from service.engine.latent_rows import sampler_parameters
 from service.engine.messages import ModelCard
-from service.engine.validation import InvalidField, explained, makes_tokens
+from service.engine.validation import InvalidField, explained, makes_tokens, table_of
 from service.procedures.search import METHODS, Particles, Search, resampling_rows
 
 
@@ -50,5 +49,5 @@ def checked_search(
 
 
 def _resampled(card: ModelCard, procedure: str, parameters: Mapping[str, Any], every: int) -> bool:
-    table = sampler_parameters(procedure, parameters).table(card.noise, card.tokens(*card.sizes.default) if card.sizes else 0)
-    return bool(resampling_rows(table.d, every))
+    table = table_of(card, procedure, parameters)
+    return table is not None and bool(resampling_rows(table.d, every))

@@ -13,6 +13,7 @@ from service.engine.messages import ModelCard, TextWork
 from service.procedures.block_diffusion_parameters import REREADING_RULES, BlockDiffusionParameters, Rule
 from service.procedures.parameters import SamplerParameters
 from service.procedures.registry import PROCEDURES, Procedure
+from service.procedures.tables import SamplerTable
 from service.procedures.types import Axis
 
 
@@ -74,7 +75,7 @@ def procedure_parameters(card: ModelCard, procedure: Mapping[str, Any] | None) -
 def _check_sampler(card: ModelCard, spec: Procedure, parameters: SamplerParameters) -> None:
     """Raises InvalidField for a table that this model's noise does not allow, and guidance that its network does not know."""
     try:
-        table = parameters.table(card.noise, card.tokens(*card.sizes.default) if card.sizes else 0)
+        table = parameters.table(card.noise, _tokens(card))
     except ValueError as error:
         raise InvalidField("procedure", f"{spec.name} with these parameters cannot be run by {card.name}: {error}") from None
     if parameters.reuse_threshold and not card.reuses:
@@ -136,8 +137,10 @@ def refinement_rows(card: ModelCard, procedure: str, parameters: Mapping[str, An
 def check_negative(card: ModelCard, procedure: str, parameters: Mapping[str, Any]) -> None:
     """Raises InvalidField where a negative prompt would change nothing: it stands in for the empty caption of guidance."""
     reason = None
-    if takes_guidance(card, _takes_target(card, procedure, parameters)):
-        able = [name for name in card.procedures if not takes_guidance(card, _takes_target(card, name, {}))]
+    table = table_of(card, procedure, parameters)
+    if table and takes_guidance(card, table.takes_target):
+        tables = {name: table_of(card, name, {}) for name in card.procedures}
+        able = [name for name, table in tables.items() if table and not takes_guidance(card, table.takes_target)]
         instead = f"; these take a negative prompt: {', '.join(able)}" if able else ""
         reason = f"{procedure} takes guidance as an input of the network{instead}"
     elif parameters["guidance"] == 1.0:
@@ -152,8 +155,16 @@ def makes_tokens(procedure: object) -> bool:
     return spec is not None and spec.kind == "image" and Axis.EXPAND in spec.axes
 
 
-def _takes_target(card: ModelCard, procedure: str, parameters: Mapping[str, Any]) -> bool:
-    return sampler_parameters(procedure, parameters).table(card.noise, 1024).takes_target
+def table_of(card: ModelCard, procedure: str, parameters: Mapping[str, Any]) -> SamplerTable | None:
+    """For a picture of the default size; None where the model's noise allows none."""
+    try:
+        return sampler_parameters(procedure, parameters).table(card.noise, _tokens(card))
+    except ValueError:
+        return None
+
+
+def _tokens(card: ModelCard) -> int:
+    return card.tokens(*card.sizes.default) if card.sizes else 0
 
 
 def explained(
@@ -163,7 +174,7 @@ def explained(
     the text, and what a struct checks itself in its first word."""
     text = str(error)
     where = re.search(r"at `\$\.?([^`]*)`", text)
-    unknown = re.search(r"unknown field `([^`]+)`", text)
+    unknown = re.search(r"unknown field `([^`]*)`", text)
     own = re.match(r"`(\w+)`", text)
     missing = re.search(r"missing required field `([^`]+)`", text)
     field = next((found.group(1) for found in (where, unknown, missing, own) if found and found.group(1)), "")

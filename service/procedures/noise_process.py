@@ -70,7 +70,8 @@ class NoiseProcess(msgspec.Struct, frozen=True, kw_only=True):
             timesteps, sigma, or angles. The data follow, unless the list ends with 0.
         tokens: length of the picture as a sequence, where the shift depends on it.
         strength: the share of the steps that is left, the last ones (for flows rounded up, otherwise down, as pipelines of
-            the field do; at least one); below 1 the first state has a given picture in it.
+            the field do; at least one); below 1 the first state has a given picture in it, so the step that begins at pure
+            noise is left out however little below 1 it is.
 
         Raises ValueError, in words for a client, for what this process has no grid for.
         """
@@ -84,6 +85,10 @@ class NoiseProcess(msgspec.Struct, frozen=True, kw_only=True):
             nodes = self._given(timesteps)
         nodes = [*nodes, self.times.last()]
         first = len(nodes) - 1 - self._kept(len(nodes) - 1, strength)
+        if strength < 1.0 and nodes[first].alpha == 0.0:
+            if len(nodes) == 2:
+                raise ValueError("`strength` leaves nothing of a given picture where the only step begins at pure noise: take more steps")
+            first = 1
         start = self.times.first_state(nodes[0]) if strength == 1.0 else nodes[first][:2]
         return self._on(nodes[first:], start)
 

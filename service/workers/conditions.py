@@ -25,19 +25,23 @@ Key = tuple[str, Kind]
 
 
 class Conditions:
-    """Conditions of the texts that were asked for last, as many as fit into `kept` bytes."""
+    """Conditions of the texts that were asked for last, as many as fit into `kept` bytes. With `alone` no bit of one depends on
+    those that are encoded beside it."""
 
-    def __init__(self, network: LatentNetwork, device: torch.device, kept: int = KEPT_BYTES) -> None:
-        self._network, self._device, self._kept = network, device, kept
+    def __init__(self, network: LatentNetwork, device: torch.device, kept: int = KEPT_BYTES, alone: bool = False) -> None:
+        self._network, self._device, self._kept, self._alone = network, device, kept, alone
         self._known: OrderedDict[Key, Condition] = OrderedDict()
         self._bytes = 0
 
     def encode(self, moves: Sequence[EncodeMove]) -> list[Encoded | RowError]:
-        """Texts that are new are encoded together, each once. A text that the network cannot take fails its own move."""
+        """Texts that are new are encoded, each once, and together if they may be. A text that the network cannot take fails its
+        own move."""
         wanted = dict.fromkeys(key for move in moves for key in self._keys(move))
         found: dict[Key, Condition | RowError] = {key: self._known[key] for key in wanted if key in self._known}
         for kind in dict.fromkeys(kind for _, kind in wanted):
-            found |= self._fresh([text for text, other in wanted if other == kind and (text, other) not in found], kind)
+            new = [text for text, other in wanted if other == kind and (text, other) not in found]
+            for texts in [[text] for text in new] if self._alone else [new]:
+                found |= self._fresh(texts, kind)
         for key, condition in found.items():
             if isinstance(condition, Condition):
                 self._keep(key, condition)

@@ -65,7 +65,7 @@ class LatentWorker:
         self.pool = pool
         self.scorers = (*network.scorers, *ALWAYS)
         self.store = torch.empty(pool.blocks, 3, elements(network), device=device)
-        self._conditions = Conditions(network, device)
+        self._conditions = Conditions(network, device, alone=batch_invariant)
         self._graphs = denoising_graphs(network, device, capture)
 
     @torch.inference_mode()
@@ -188,14 +188,15 @@ class LatentWorker:
         return x
 
     def _kept(self, moves: list[RefineMove], x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """States with what a mask keeps of the given picture put back, under its first noise (as arXiv 2201.09865 does)."""
+        """States with what a mask keeps of the given picture put back, under its first noise (as arXiv 2201.09865 does), and in
+        the end without any, at whatever noise level a sampler ends."""
         masked = [i for i, move in enumerate(moves) if move.encoded.mask is not None]
         if not masked:
             return x
         x = x.clone()
         noise = self._noise([moves[i].seed for i in masked], [0] * len(masked), INITIAL_NOISE, shape)
         for i, eps in zip(masked, noise, strict=True):
-            (alpha, sigma), encoded = moves[i].row.after, moves[i].encoded
+            (alpha, sigma), encoded = (1.0, 0.0) if moves[i].final else moves[i].row.after, moves[i].encoded
             assert encoded.mask is not None and encoded.given is not None
             x[i] = encoded.mask * x[i] + (1.0 - encoded.mask) * (alpha * encoded.given + sigma * eps)
         return x

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,9 +19,12 @@ from service.engine.cost import ForwardCost
 from service.engine.image_request import ImageRequest
 from service.engine.lane import Limits
 from service.engine.loop import Engine
-from service.engine.messages import Done, FromEngine, ImageWork, ModelCard, Submit
+from service.engine.messages import Done, FromEngine, ImageWork, ModelCard, Preview, Submit
 from service.engine.planning import HEADROOM
+from service.engine.search_validation import checked_search
+from service.engine.validation import InvalidField, check_negative, procedure_parameters
 from service.models.latent_network import Adapters, Condition
+from service.procedures.angle_times import AngleTimes
 from service.procedures.noise import NoiseProcess, TrainingTimes
 from service.procedures.quality import MeasuredQuality, QualityTable
 from service.workers.block_pool import BlockPool
@@ -288,3 +292,74 @@ def test_a_model_without_a_class_for_no_text_is_not_asked_for_one_where_nothing_
     toy.ask("plain", 10.0, {"guidance": 1.0})
     toy.ask("guided", 10.0, {"guidance": 2.0})
     assert toy.finish()["plain"].rgb and set(toy.outputs.failed) == {"guided"}
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.3])
+@pytest.mark.parametrize("sampler", ["heun", "euler"])
+def test_who_is_hurried_has_fewer_rows_whatever_part_of_the_way_is_gone(sampler: str, strength: float) -> None:
+    toy = Toy(None, Timed())
+    toy.ask("r", 100.0, {"name": sampler, "strength": strength})
+    toy.tick()
+    toy.tick()
+    request = toy.request("r")
+    while (left := len(request.rows) - request.at) > 2:
+        request.hasten(left - 1)
+        assert 1 <= len(request.rows) - request.at <= left - 1
+    request.hasten(left)
+    assert len(request.rows) - request.at == left, "what takes as long is no haste"
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_who_is_hurried_is_told_the_noise_that_there_is(sampler: str) -> None:
+    """Churn adds noise before a step, the first of which would be that of a first state."""
+    toy = Toy(None, Timed())
+    toy.ask("r", 100.0, {"name": sampler, "churn": 40.0})
+    toy.tick()
+    toy.tick()
+    request = toy.request("r")
+    request.hasten(len(request.rows) - request.at - 1)
+    assert request.course.rest is not None
+    assert request.rows[request.at].t == pytest.approx(request.rows[request.at - 1].after[1])
+
+
+def test_what_ran_from_a_given_picture_says_how_to_run_it_again() -> None:
+    toy = Toy()
+    toy.ask("whole", 10.0, {"name": "flow_map", "strength": 0.5})
+    toy.ask("hurried", 10.0, {"name": "flow_map", "strength": 0.99})
+    toy.tick()
+    toy.tick()
+    toy.request("hurried").hasten(1)
+    done = toy.finish()
+    assert (done["whole"].ran["steps"], done["whole"].usage.nfe) == (4, 2)
+    assert (done["hurried"].ran["steps"], done["hurried"].ran["stopped_after"]) == (4, 1)
+    assert done["hurried"].ran["then"]["steps"] == 1
+
+
+def test_as_many_previews_come_as_are_wanted_whatever_runs_in_the_end() -> None:
+    for rows, wanted, shown in ((20, 3, 3), (8, 3, 3), (4, 3, 3), (2, 3, 1), (1, 3, 0)):
+        toy = Toy()
+        toy.ask("r")
+        toy.request("r").work = msgspec.structs.replace(toy.request("r").work, previews=wanted)
+        toy.request("r").take("euler", {"steps": rows, "guidance": 1.0})
+        events = []
+        while toy.engine.has_work:
+            events += toy.tick()
+        steps = [event.step for event in events if isinstance(event, Preview)]
+        assert len(steps) >= shown and all(0 < step < rows for step in steps)
+
+
+def test_what_cannot_begin_at_pure_noise_is_no_help_and_no_defect() -> None:
+    class Sprint(Timed):
+        """As Sana-Sprint: its noise has no end, so that heun has no table, and guidance is an argument."""
+
+        noise = NoiseProcess(times=AngleTimes(), prediction="velocity")
+        guidance_input = "always"
+        scorers = ("grey",)
+
+    card = Toy(None, Sprint()).card
+    assert "heun" in card.procedures
+    with pytest.raises(InvalidField, match="takes guidance as an input"):
+        check_negative(card, "ddim", procedure_parameters(card, {"name": "ddim"})[1])
+    search = {"method": "particles", "scorer": "grey", "particles": 4}
+    with pytest.raises(InvalidField, match="draws none"):
+        checked_search(card, search, "ddim", procedure_parameters(card, {"name": "ddim"})[1], 1)

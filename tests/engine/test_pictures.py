@@ -14,12 +14,15 @@ from service.engine.assembly import picture_model
 from service.engine.lane import Limits
 from service.engine.loop import Engine
 from service.engine.messages import ImageWork, Preview, Submit
+from service.procedures.noise import NoiseProcess, TrainingTimes
+from service.procedures.parameters import EulerParameters
 from service.workers.block_pool import BlockPool
 from service.workers.hosting import ImageHost
 from service.workers.latent_worker import LatentWorker
 from service.workers.threads import Threads
 from tests.engine.driving import Outputs, finish_all
 from tests.latent_networks import ToyNetwork
+from tests.procedures.test_table_invariants import LATENT
 
 
 def engine_of(network: ToyNetwork, rows: int = 32, slots: int = 64) -> Engine:
@@ -136,6 +139,20 @@ def test_a_mask_keeps_what_is_outside_it(steps: int) -> None:
     seen = pixels(outputs, "r")
     assert np.abs(seen[:, 32:].astype(int) - 200).max() <= 1
     assert np.abs(seen[:, :32].astype(int) - 200).min() > 20
+
+
+def test_a_mask_keeps_it_clean_where_a_sampler_ends_at_noise() -> None:
+    class Lowest(ToyNetwork):
+        noise = NoiseProcess(times=TrainingTimes(betas=LATENT, final="lowest"), prediction="noise")
+        signature = ("noise(x,t)",)
+
+    picture, mask = np.full((64, 64, 3), 200, np.uint8), np.zeros((64, 64), np.uint8)
+    mask[:, :32] = 255
+    work = {"image": picture.tobytes(), "mask": mask.tobytes()}
+    network = Lowest()
+    assert EulerParameters(steps=5).table(network.noise).sigma[-1] > 0.02
+    outputs = finish_all(engine_of(network), [request("r", parameters={"steps": 5}, **work)])
+    assert np.abs(pixels(outputs, "r")[:, 32:].astype(int) - 200).max() <= 1
 
 
 def test_adapters_reach_the_rows_that_asked_for_them() -> None:

@@ -128,9 +128,20 @@ def test_all_begin_at_noise_unless_a_picture_is_given(process: str, parameters: 
 
 def test_the_share_of_steps_is_rounded_as_the_pipelines_of_the_field_round_it() -> None:
     """Up for flows (FluxImg2ImgPipeline.get_timesteps), down for diffusions (StableDiffusionXLImg2ImgPipeline's)."""
-    for strength, up, down in ((0.55, 6, 5), (0.3, 3, 3), (0.01, 1, 1), (0.99, 10, 9)):
+    for strength, up, down in ((0.55, 6, 5), (0.3, 3, 3), (0.01, 1, 1), (0.85, 9, 8)):
         assert len(EulerParameters(steps=10, strength=strength).table(PROCESSES["flow"])) == up
         assert len(EulerParameters(steps=10, strength=strength).table(PROCESSES["noise"])) == down
+
+
+@pytest.mark.parametrize("process", list(PROCESSES))
+def test_below_a_strength_of_1_the_first_state_has_a_given_picture_in_it(process: str) -> None:
+    noise = PROCESSES[process]
+    for steps in (2, 3, 4, 10):
+        for strength in (0.999, 0.8, 0.6, 0.3):
+            assert noise.grid(steps, strength=strength).start[0] > 0.0
+    if noise.grid(1).start[0] == noise.grid(1).alphas[0] == 0.0:
+        with pytest.raises(ValueError, match="`strength` leaves nothing of a given picture"):
+            noise.grid(1, strength=0.5)
 
 
 @pytest.mark.parametrize("parameters", SAMPLERS, ids=lambda p: f"{type(p).__name__}")

@@ -19,3 +19,11 @@ def test_small_conditions_of_long_texts_are_forgotten_too() -> None:
     assert conditions._bytes <= 10 * (BESIDE_NUMBERS + 4 * 1000)
     conditions.encode([EncodeMove((texts[-1],), 64, 64)])
     assert len(network.encoded) == 50
+
+
+def test_texts_whose_bits_must_not_depend_on_others_are_encoded_alone() -> None:
+    moves = [EncodeMove((text, ""), 64, 64) for text in ("one", "two", "three")]
+    for alone, calls in ((False, [["one", "two", "three"], [""]]), (True, [["one"], ["two"], ["three"], [""]])):
+        network = ToyNetwork()
+        Conditions(network, torch.device("cpu"), alone=alone).encode(moves)
+        assert sorted(network.encoded) == sorted(calls)
