@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect
 
+from service.api.body import is_text
 from service.api.errors import ApiError
 from service.api.schemas import ImageBody
 
 FILES = ("image", "mask")
 MOST_FIELDS = 64
+DEEPEST_FIELD = 4
 
 
 async def edit_body(request: Request) -> ImageBody:
@@ -49,19 +51,55 @@ async def _form(request: Request) -> FormData:
 async def _fields(form: FormData) -> dict[str, Any]:
     raw: dict[str, Any] = {}
     for name, value in form.multi_items():
-        name = name.removesuffix("[]")
-        if name in raw:
-            raise ApiError(400, f"{name} is given more than once, and one is taken", name, "invalid_value")
+        if not is_text(name):
+            raise ApiError(400, "the name of a field is no text", None, "invalid_value")
+        name = name.removesuffix("[]") if name.count("[") == 1 else name
         if isinstance(value, UploadFile) != (name in FILES):
             kind = "a file" if name in FILES else "no file"
             raise ApiError(400, f"{name} must be {kind}", name, "invalid_value")
-        raw[name] = base64.b64encode(await value.read()).decode() if isinstance(value, UploadFile) else _value(name, value)
+        given = base64.b64encode(await value.read()).decode() if isinstance(value, UploadFile) else _value(name, value)
+        if not _put(raw, _path(name), given):
+            raise ApiError(400, f"{name} is given more than once, and one is taken", name, "invalid_value")
     return raw
 
 
+def _path(name: str) -> list[str]:
+    """`procedure[steps]` and `lora[][scale]`, as clients write objects and lists of them into forms, in parts; "" is a place in a
+    list."""
+    first, *rest = name.split("[")
+    well_formed = 0 < len(rest) < DEEPEST_FIELD and first in _NESTED and all(one.endswith("]") for one in rest)
+    return [first, *(one.removesuffix("]") for one in rest)] if well_formed else [name]
+
+
+def _put(into: dict[str, Any], path: list[str], value: Any) -> bool:
+    """Into what is nested as the path says: False where something is already there. A list begins its next object with the first
+    field that the last one has."""
+    name, *rest = path
+    if not rest:
+        fresh = name not in into
+        into.setdefault(name, value)
+        return fresh
+    if rest[0]:
+        inner = into.setdefault(name, {})
+        return isinstance(inner, dict) and _put(inner, rest, value)
+    every = into.setdefault(name, [])
+    if not isinstance(every, list):
+        return False
+    if len(rest) == 1:
+        every.append(value)
+    elif not (every and isinstance(every[-1], dict) and _put(every[-1], rest[1:], value)):
+        every.append({})
+        return _put(every[-1], rest[1:], value)
+    return True
+
+
 def _value(name: str, text: str) -> Any:
-    """Forms know text alone: what is no text in JSON is written as JSON."""
-    if name not in ImageBody.model_fields or (name in _TEXTS and not (name in _OBJECTS and text.startswith("{"))):
+    """Forms know text alone: what is no text in JSON is written as JSON, but for names."""
+    if name.endswith("[name]"):
+        return text
+    if _path(name) == [name] and (
+        name not in ImageBody.model_fields or (name in _TEXTS and not (name in _OBJECTS and text.startswith("{")))
+    ):
         return text
     try:
         return json.loads(text)
@@ -76,3 +114,4 @@ def _of_type(kind: str) -> frozenset[str]:
 
 
 _TEXTS, _OBJECTS = _of_type("string"), _of_type("object")
+_NESTED = _OBJECTS | _of_type("array")

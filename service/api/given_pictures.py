@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import io
+from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from service.engine.messages import SizeRule
 from service.engine.validation import InvalidField
@@ -15,6 +15,18 @@ from service.engine.validation import InvalidField
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 1 << 26
 LARGEST_MASK = 255
+_READERS = ThreadPoolExecutor(2, "given-pictures")
+"""Few, since the largest picture takes half a gigabyte while it is read; and others than those that encode what was made."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture upright whose EXIF has this orientation."""
 
 
 async def given_picture(
@@ -25,27 +37,32 @@ async def given_picture(
     Without a `size` it is the picture's own, brought into what the model makes. With `transparent` a mask says by
     transparency where to change, as OpenAI's does; otherwise by whiteness. Raises InvalidField for what is no picture.
     """
-    return await asyncio.to_thread(_given, rule, size, image, mask, transparent)
+    return await asyncio.get_running_loop().run_in_executor(_READERS, _given, rule, size, image, mask, transparent)
 
 
 def _given(
     rule: SizeRule, size: tuple[int, int] | None, image: str, mask: str | None, transparent: bool
 ) -> tuple[tuple[int, int], bytes, bytes]:
-    picture = _opened(image, "image")
-    width, height = size or _fitting(rule, *picture.size)
-    rgb = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).tobytes()
-    if mask is None:
-        return (width, height), rgb, b""
-    drawn = _opened(mask, "mask")
+    size, rgb = _colours(_opened(image, "image"), rule, size)
+    return size, rgb, b"" if mask is None else _area(_opened(mask, "mask"), size, transparent)
+
+
+def _colours(picture: Image.Image, rule: SizeRule, size: tuple[int, int] | None) -> tuple[tuple[int, int], bytes]:
+    size = size or _fitting(rule, *picture.size)
+    return size, picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).tobytes()
+
+
+def _area(drawn: Image.Image, size: tuple[int, int], transparent: bool) -> bytes:
     if transparent:
         if "A" not in drawn.getbands() and "transparency" not in drawn.info:
             raise InvalidField("mask", "mask has no transparent channel: what is transparent is to be changed")
-        drawn = drawn.convert("RGBA").getchannel("A").point(lambda alpha: LARGEST_MASK - alpha)
-    area = drawn.convert("L").resize((width, height), Image.Resampling.NEAREST)
+        drawn = drawn if "A" in drawn.getbands() else drawn.convert("RGBA")
+        drawn = drawn.getchannel("A").point(lambda alpha: LARGEST_MASK - alpha)
+    area = drawn.convert("L").resize(size, Image.Resampling.NEAREST)
     hard = area.point(lambda value: LARGEST_MASK if value >= 128 else 0)
     if hard.getbbox() is None:
         raise InvalidField("mask", "mask leaves nothing to change")
-    return (width, height), rgb, hard.tobytes()
+    return hard.tobytes()
 
 
 def _opened(text: str, param: str) -> Image.Image:
@@ -56,13 +73,24 @@ def _opened(text: str, param: str) -> Image.Image:
         file = Image.open(io.BytesIO(raw), formats=FORMATS)
         if file.width * file.height > MOST_PIXELS:
             raise InvalidField(param, f"{param} has {file.width}x{file.height} pixels; at most {MOST_PIXELS} are read")
-        return ImageOps.exif_transpose(file)  # as the camera's owner sees it
+        file.load()
     except Image.DecompressionBombError:  # raised before its size can be asked
         raise InvalidField(param, f"{param} has far too many pixels; at most {MOST_PIXELS} are read") from None
-    except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InvalidField):
-            raise
+    except InvalidField:
+        raise
+    except Exception:  # whatever a broken file leads its reader to
         raise InvalidField(param, f"{param} is no picture ({', '.join(FORMATS)}), in JSON as base64") from None
+    turn = _TURNS.get(_orientation(file))
+    picture = file if turn is None else file.transpose(turn)
+    return picture.point(lambda level: level / 256).convert("L") if picture.mode.startswith("I") else picture
+
+
+def _orientation(file: Image.Image) -> int:
+    """How the camera was held, by the file's EXIF; 1, upright, where that cannot be read: it is beside the picture."""
+    try:
+        return int(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
 
 
 def _fitting(rule: SizeRule, width: int, height: int) -> tuple[int, int]:

@@ -149,6 +149,20 @@ def test_trying_again_gives_up_what_still_runs_beside_the_one_that_failed(visit:
     expect(visit.page.locator("#run")).to_be_enabled()
 
 
+def test_what_is_asked_again_without_previews_can_be_given_up(visit: Visit) -> None:
+    few = {"error": {"message": "too few", "type": "invalid_request_error", "param": "preview_every", "code": "invalid_value"}}
+    left = [few]
+    visit.page.route("**/v1/generate", lambda route: route.fulfill(status=400, json=left.pop()) if left else None)
+    visit.set("#model", "shapes")
+    visit.choose("flow_map", steps=2)
+    visit.run()
+    while len(visit.bodies()) < 2:
+        visit.page.wait_for_timeout(20)
+    visit.page.click("#cancel")
+    visit.until("cancelled")
+    expect(visit.page.locator("#run")).to_be_enabled()
+
+
 def test_the_key_is_asked_for_used_and_written_nowhere(browser: object, guarded: Server) -> None:
     with Visit(browser, guarded.url) as visit:
         page = visit.page

@@ -161,6 +161,7 @@ CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
     (IMAGES, IMAGE | {"prompt": "a red unicorn"}, 400, "prompt"),
     (IMAGES, IMAGE | {"prompt": "red " * 500}, 400, "prompt"),
     (IMAGES, IMAGE | {"partial_images": 4, "stream": True}, 400, "partial_images"),
+    (IMAGES, IMAGE | {"procedure": {"name": "euler", "": 1}}, 400, "procedure"),
     (IMAGES, IMAGE | {"partial_images": 2, "stream": True, "num_inference_steps": 2}, 400, "partial_images"),
     (IMAGES, IMAGE | {"partial_images": 2}, 400, "partial_images"),
     (IMAGES, IMAGE | {"num_inference_steps": 0}, 400, "num_inference_steps"),

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import pytest
@@ -96,31 +95,27 @@ PROCEDURES: tuple[dict[str, object], ...] = (
 )
 
 
-def test_a_killed_engine_fails_what_ran_in_it_and_comes_back(tmp_path: Path) -> None:
-    server = Server(tmp_path / "log", "--model", "shakespeare")
-    try:
-        restarts = server.metric("stride_engine_restarts_total")
-        body = {"model": "shakespeare", "prompt": "KING:", "max_tokens": 40, "seed": 3, "ignore_eos": True}
-        asked = [body | {"procedure": procedure} for procedure in PROCEDURES]
-        before = [server.post("/v1/generate", one).json()["outputs"] for one in asked]
-        assert before[0] == before[1] != before[2]
-        with ExitStack() as streams:
-            begun = []
-            for procedure in PROCEDURES:
-                stream = {**LONG, "stream": True, "procedure": procedure}
-                response = streams.enter_context(httpx.stream("POST", server.url + "/v1/generate", json=stream, timeout=30))
-                begun.append(response.iter_lines())
-                next(begun[-1])
-            server.kill_engine()
-            for lines in begun:
-                rest = "\n".join(lines)
-                assert "event: error" in rest and "engine_unavailable" in rest and "event: done" not in rest
-        server.until(lambda: server.metric("stride_engine_restarts_total") == restarts + 1)
-        server.wait_ready()
-        assert [server.post("/v1/generate", one).json()["outputs"] for one in asked] == before
-        server.until(server.is_idle)
-    finally:
-        server.stop()
+def test_a_killed_engine_fails_what_ran_in_it_and_comes_back(server: Server) -> None:
+    restarts = server.metric("stride_engine_restarts_total")
+    body = {"model": "shakespeare", "prompt": "KING:", "max_tokens": 40, "seed": 3, "ignore_eos": True}
+    asked = [body | {"procedure": procedure} for procedure in PROCEDURES]
+    before = [server.post("/v1/generate", one).json()["outputs"] for one in asked]
+    assert before[0] == before[1] != before[2]
+    with ExitStack() as streams:
+        begun = []
+        for procedure in PROCEDURES:
+            stream = {**LONG, "stream": True, "procedure": procedure}
+            response = streams.enter_context(httpx.stream("POST", server.url + "/v1/generate", json=stream, timeout=30))
+            begun.append(response.iter_lines())
+            next(begun[-1])
+        server.kill_engine()
+        for lines in begun:
+            rest = "\n".join(lines)
+            assert "event: error" in rest and "engine_unavailable" in rest and "event: done" not in rest
+    server.until(lambda: server.metric("stride_engine_restarts_total") == restarts + 1)
+    server.wait_ready()
+    assert [server.post("/v1/generate", one).json()["outputs"] for one in asked] == before
+    server.until(server.is_idle)
 
 
 def test_a_key_is_asked_for_where_it_matters(small: Server) -> None:

@@ -54,6 +54,13 @@ def test_little_strength_gives_the_picture_back_and_much_another(server: Server,
     assert far(DRAWN, 0.1) < 4 < far(PROMPT["prompt"], 0.9) / 3
 
 
+@pytest.mark.parametrize("asked", [{}, {"procedure": {"name": "consistency"}}, {"quality": "draft"}], ids=str)
+def test_a_given_picture_is_not_lost_where_nothing_is_said_of_how(server: Server, asked: dict[str, Any]) -> None:
+    black, white = (np.full((32, 32, 3), level, np.uint8) for level in (0, 255))
+    one, other = (generated(server, image=encoded(picture), **asked) for picture in (black, white))
+    assert np.abs(one - other).max() > 20
+
+
 def test_what_a_mask_leaves_out_stays(server: Server, drawn: np.ndarray) -> None:
     mask = np.zeros((32, 32), np.uint8)
     mask[:, :16] = 255

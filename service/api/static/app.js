@@ -84,8 +84,11 @@ async function run() {
   announcer.say(`Running ${plans.map((plan) => plan.procedure.name.replaceAll("_", " ")).join(" and ")}.`);
   if (matchMedia("(max-width: 60rem)").matches) byId("stage").scrollIntoView({ block: "start" });
   going = Promise.all(plans.map((plan, i) => follow(plan, panes[i], i, model)));
-  await going;
-  working(false);
+  try {
+    await going;
+  } finally {
+    working(false);
+  }
   const ended = panes.filter((pane) => pane.element.dataset.state === "done");
   if (ended.length) announcer.say(`Finished. ${ended.map((pane) => pane.summary()).join(". ")}`);
   if (ended.length === 2) {

@@ -18,15 +18,23 @@ export class Run {
   /** Resolves to the `done` event's object, or to null when it was given up. Throws ServerError. */
   async finish() {
     try {
-      return await this.#follow(this.body);
+      return await this.#answer();
     } catch (error) {
       if (error.name === "AbortError") return null;
+      throw error;
+    } finally {
+      this.#over = true;
+    }
+  }
+
+  async #answer() {
+    try {
+      return await this.#follow(this.body);
+    } catch (error) {
       const tooMany = error instanceof ServerError && error.param === "preview_every" && this.automatic;
       if (!tooMany || this.#given) throw error;
       const { preview_every: _, ...without } = this.body;
       return await this.#follow(without);
-    } finally {
-      this.#over = true;
     }
   }
 
