@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import fields
 from pathlib import Path
 
 from service.models.errors import ModelError
+from service.models.flow_transformer import MODEL_TYPE
 from service.models.model_spec import EMBEDDED, ModelSpec
 from service.training.evaluate_shapes import ShapesEvaluationOptions, measure_quality
 from service.training.flow_objectives import OBJECTIVES
@@ -65,11 +67,18 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     guidance = None if args.guidance is None else (args.guidance[0], args.guidance[1])
     try:
         options = DistillationOptions(**values | {"out": args.student, "guidance": guidance})
+        if args.captions and not _draws_scenes(options.teacher):
+            raise ValueError(f"--captions: nothing can say which pictures of {options.teacher} are correct")
         distiller = distill(options)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         parser.error(str(error))
     if distiller.step == options.steps:
         _report(distiller, args)
+
+
+def _draws_scenes(teacher: Path) -> bool:
+    json_ = json.loads((teacher / "config.json").read_text())
+    return isinstance(json_, dict) and json_.get("model_type") == MODEL_TYPE
 
 
 def _report(distiller: Distiller, args: argparse.Namespace) -> None:

@@ -183,7 +183,7 @@ class Distiller:
         at = self.bank.draw_to_data(count, generator)
         plain = torch.arange(count, device=self.device) < count // 2
         dropped = plain & (torch.rand(count, generator=generator) < self.options.condition_dropout).to(self.device)
-        text = torch.where(dropped[:, None], self._empty(at.text).text, at.text)
+        text = torch.where(dropped[:, None], self._empty(at.text).empty, at.text)
         guidance = torch.where(plain, 1.0, at.guidance)
         target = self._guided(at.x, at.t, guidance=guidance, text=text)
         return self.student(at.x, at.t, at.t, guidance, text) - target

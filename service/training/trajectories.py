@@ -62,8 +62,8 @@ Velocity = Callable[[Tensor, Tensor, Tensor, Captions], Tensor]
 @torch.no_grad()
 def guided_velocity(teacher: nn.Module, x: Tensor, t: Tensor, guidance: Tensor, captions: Captions) -> Tensor:
     """v_u + w (v_c - v_u) of the teacher at guidance input 1 (classifier-free guidance, arXiv 2207.12598)."""
-    times, ones = t.repeat(2), torch.ones(2 * len(t))
-    both = teacher(x.repeat(2, 1, 1, 1), times, times, ones, torch.cat([captions.text, captions.empty])).float()
+    times = t.repeat(2)
+    both = teacher(x.repeat(2, 1, 1, 1), times, times, torch.ones_like(times), torch.cat([captions.text, captions.empty])).float()
     conditional, unconditional = both.chunk(2)
     return torch.lerp(unconditional, conditional, guidance.view(-1, 1, 1, 1))
 

@@ -70,6 +70,18 @@ def test_a_short_run_learns_to_be_told_the_guidance(tmp_path: Path) -> None:
     assert all(after[f"error{count}"] < 0.7 * before[f"error{count}"] for count in (1, 2, 4)), (before, after)
 
 
+def test_the_condition_that_says_nothing_is_learnt_where_conditions_are_dropped(tmp_path: Path) -> None:
+    wanted = options(shapes_folder(tmp_path), tmp_path / "student", condition_dropout=1.0)
+    distiller = Distiller(wanted)
+    distiller.bank.advance(wanted.paths)
+    asked: list[torch.Tensor] = []
+    distiller.student.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[4]))
+    distiller._velocity_residual(8, torch.Generator().manual_seed(0))
+    empty, (text,) = int(distiller.pair.empty), asked
+    assert bool((text[:4, 0] == empty).all() and (text[:4, 1:] == 0).all()), "the guidance of the others is 1"
+    assert not bool((text[4:, 1] == 0).any())
+
+
 def test_differences_stand_in_for_forward_mode(tmp_path: Path) -> None:
     teacher, losses = sit_folder(tmp_path), []
     for difference in (None, 1e-3):
@@ -135,7 +147,7 @@ def test_a_noise_prediction_is_the_velocity_between_the_same_data_and_noise() ->
     torch.testing.assert_close(found, growth.view(-1, 1, 1, 1) * x, atol=1e-3, rtol=1e-3)
 
 
-def test_what_cannot_be_distilled_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_distilled_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="can only be distilled at 1 to 1"):
         read_pair(sit_folder(tmp_path, null_class=False), (1.0, 3.0))
     (tmp_path / "other").mkdir()
@@ -144,6 +156,10 @@ def test_what_cannot_be_distilled_is_refused(tmp_path: Path) -> None:
         read_pair(tmp_path / "other", None)
     with pytest.raises(ValueError, match="only_correct: nothing can say"):
         Distiller(options(tmp_path / "teacher", tmp_path / "student", guidance=(1.0, 1.0), only_correct=True))
+    command = f"train distill --teacher {tmp_path / 'teacher'} --student {tmp_path / 'student'} --captions 4"
+    with pytest.raises(SystemExit):
+        main(command.split())
+    assert "--captions: nothing can say which pictures" in capsys.readouterr().err
     with pytest.raises(ValueError, match="paths must be a multiple of 16, not 17"):
         options(tmp_path, tmp_path, paths=17)
 

@@ -73,3 +73,14 @@ def test_paths_that_end_wrong_give_their_places_to_right_ones_of_their_batch() -
 def test_a_capacity_that_batches_do_not_fill_is_refused() -> None:
     with pytest.raises(ValueError, match="33 paths"):
         bank(33)
+
+
+def test_guidance_is_made_on_the_device_that_the_teacher_is_on() -> None:
+    meta = torch.device("meta")
+    at = [torch.zeros(shape, device=meta) for shape in ((2, 3, 8, 8), (2,), (2,))]
+    text = torch.zeros(2, 5, dtype=torch.int64, device=meta)
+
+    def teacher(x: Tensor, t: Tensor, s: Tensor, guidance: Tensor, text: Tensor) -> Tensor:
+        return x * (t + guidance).view(-1, 1, 1, 1)
+
+    assert guided_velocity(teacher, *at, Captions(text, text)).device == meta  # type: ignore[arg-type]
