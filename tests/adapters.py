@@ -15,6 +15,7 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 LAYOUTS = {
     "peft": ("{}.lora_A.weight", "{}.lora_B.weight"),
+    "peft, named": ("{}.lora_A.default.weight", "{}.lora_B.default.weight"),
     "diffusers": ("{}.lora.down.weight", "{}.lora.up.weight"),
     "kohya": ("{}.lora_down.weight", "{}.lora_up.weight"),
 }

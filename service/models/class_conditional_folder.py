@@ -25,7 +25,7 @@ from service.procedures.noise import NoiseProcess, from_scheduler_config
 
 PIPELINE = "DiTPipeline"
 PARTS = {
-    "transformer": Part("diffusers", ("DiTTransformer2DModel",)),
+    "transformer": Part("diffusers", ("DiTTransformer2DModel", "Transformer2DModel")),
     "vae": Part("diffusers", ("AutoencoderKL",)),
 }
 

@@ -9,7 +9,7 @@ from service.models.pipelines.index import INDEX, ModelIndex
 
 FILES = ["*.safetensors", "*.json", "*.jinja"]
 """What is fetched: never pickles, never code."""
-VARIANTS = ["*.fp16.*", "*.non_ema.*"]
+VARIANTS = [f"*.{kind}{end}*" for kind in ("fp16", "bf16", "int4", "non_ema") for end in ".-"]
 """Second copies of a pipeline's weights."""
 
 

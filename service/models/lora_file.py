@@ -26,6 +26,8 @@ PARTS = (
     (".alpha", "alpha"),
 )  # fmt: skip
 """How names of tensors end, and what they then are: PEFT's layout, diffusers' older ones, kohya's."""
+NAMED_DEFAULT = re.compile(r"(\.lora_[AB])\.default\.weight$")
+"""PEFT's own name for an adapter that has none, which it leaves out of files, and others do not."""
 OTHER_KINDS = {"magnitude": "DoRA", "dora_scale": "DoRA", "hada_": "LoHa", "lokr_": "LoKr", "diff": "a full difference"}
 
 
@@ -107,9 +109,10 @@ def read_adapter(file: Path) -> dict[str, LowRankUpdate]:
 
 def _part(file: Path, name: str) -> tuple[str, str]:
     """The layer's name and what the tensor is of it."""
+    written = NAMED_DEFAULT.sub(r"\1.weight", name)
     for ending, part in PARTS:
-        if name.endswith(ending):
-            module = name.removesuffix(ending)
+        if written.endswith(ending):
+            module = written.removesuffix(ending)
             # The layout of attention processors: `attn1.processor.to_out_lora` is of the layer `attn1.to_out.0`.
             if ".processor." in module:
                 module = module.replace(".processor.", ".")

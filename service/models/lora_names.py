@@ -33,7 +33,7 @@ class LayerNames:
                 return (name,)
         prefix = next((prefix for prefix in (*FLAT_PREFIXES, *PREFIXES) if written.startswith(prefix)), "")
         flat = written.removeprefix(prefix).replace(".", "_")
-        for parts in ((flat,), transformer_layers(flat), (unet_layer(flat, self._resnets),)):
+        for parts in ((flat,), *transformer_layers(flat), (unet_layer(flat, self._resnets),)):
             if parts and all(part in self._flat for part in parts):
                 return tuple(self._flat[part] for part in parts)
         return ()

@@ -33,6 +33,16 @@ TRANSFORMERS = (
     (r"vector_in_(in|out)_layer", ("time_text_embed_text_embedder_linear_{}",)),
     (r"guidance_in_(in|out)_layer", ("time_text_embed_guidance_embedder_linear_{}",)),
     (r"final_layer_linear", ("proj_out",)),
+    # FLUX.2, where it differs
+    (r"double_blocks_(\d+)_img_mlp_0", (f"{_JOINT}_ff_linear_in",)),
+    (r"double_blocks_(\d+)_img_mlp_2", (f"{_JOINT}_ff_linear_out",)),
+    (r"double_blocks_(\d+)_txt_mlp_0", (f"{_JOINT}_ff_context_linear_in",)),
+    (r"double_blocks_(\d+)_txt_mlp_2", (f"{_JOINT}_ff_context_linear_out",)),
+    (r"single_blocks_(\d+)_linear1", (f"{_SINGLE}_attn_to_qkv_mlp_proj",)),
+    (r"single_blocks_(\d+)_linear2", (f"{_SINGLE}_attn_to_out",)),
+    (r"(single_stream_modulation|double_stream_modulation_(?:img|txt))_lin", ("{}_linear",)),
+    (r"time_in_(in|out)_layer", ("time_guidance_embed_timestep_embedder_linear_{}",)),
+    (r"guidance_in_(in|out)_layer", ("time_guidance_embed_guidance_embedder_linear_{}",)),
     # Z-Image
     (r"((?:layers|noise_refiner|context_refiner)_\d+)_attention_qkv", tuple(f"{{}}_attention_to_{part}" for part in "qkv")),
     (r"((?:layers|noise_refiner|context_refiner)_\d+)_attention_out", ("{}_attention_to_out_0",)),
@@ -40,14 +50,15 @@ TRANSFORMERS = (
 """Names of published transformers, and the layers whose outputs, one behind the other, are theirs."""
 
 
-def transformer_layers(published: str) -> tuple[str, ...]:
-    """diffusers' layers of which a layer of a published transformer consists; none for what is none."""
+def transformer_layers(published: str) -> list[tuple[str, ...]]:
+    """diffusers' layers of which a layer of a published transformer consists, of each transformer that has one of this name."""
+    every = []
     for pattern, layers in TRANSFORMERS:
         found = re.fullmatch(pattern, published)
         if found:
             group = found[1] if found.groups() else ""
-            return tuple(layer.format({"in": "1", "out": "2"}.get(group, group)) for layer in layers)
-    return ()
+            every.append(tuple(layer.format({"in": "1", "out": "2"}.get(group, group)) for layer in layers))
+    return every
 
 
 def unet_layer(published: str, resnets: int) -> str:

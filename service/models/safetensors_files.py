@@ -87,6 +87,9 @@ def _files(folder: Path, stem: str) -> list[Path]:
         return files
     if single.is_file():
         return [single]
+    variant = next(iter(sorted(p.name for p in folder.glob(f"{stem}.*.safetensors"))), None)
+    if variant is not None:
+        raise ModelError(f"{folder} has no {single.name}; {variant} is a variant: save the pipeline without one")
     others = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5") for p in folder.glob(pattern))
     found = f"; {others[0]} is not read: pickles can run code, and other formats are not supported" if others else ""
     raise ModelError(f"{folder} has neither {single.name} nor {index.name}{found}")

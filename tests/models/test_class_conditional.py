@@ -69,6 +69,14 @@ def test_a_picture_is_that_of_diffusers_pipeline(tmp_path: Path, scheduler: str)
     assert expected.std() > 0.05, "a picture that says something"
 
 
+def test_a_folder_from_before_the_network_had_a_class_of_its_own_is_read(tmp_path: Path) -> None:
+    write_pipeline(tmp_path)
+    for name in ("model_index.json", "transformer/config.json"):
+        file = tmp_path / name
+        file.write_text(file.read_text().replace("DiTTransformer2DModel", "Transformer2DModel"))
+    assert load_dit_pipeline("small", tmp_path, FLOAT, CPU).parameters > 0
+
+
 def test_what_a_pipelines_folder_says_is_what_is_run(tmp_path: Path) -> None:
     network = load_dit_pipeline("small", write_pipeline(tmp_path), FLOAT, CPU)
     assert network.default_procedure == {"name": "ddim", "steps": 50, "guidance": 4.0}

@@ -141,7 +141,8 @@ def test_an_error_in_a_forward_leaves_nothing_behind(network: Network, loaded: L
 
 
 @pytest.mark.parametrize(
-    "layout,prefix", [("peft", ""), ("peft", "base_model.model."), ("diffusers", "unet."), ("kohya", "lora_unet_")]
+    "layout,prefix",
+    [("peft", ""), ("peft", "base_model.model."), ("peft, named", ""), ("diffusers", "unet."), ("kohya", "lora_unet_")],
 )
 @pytest.mark.parametrize("alphas", [False, True])
 def test_every_layout_says_the_same(network: Network, tmp_path: Path, layout: str, prefix: str, alphas: bool) -> None:
@@ -350,6 +351,36 @@ def test_layers_that_were_published_as_one_are_updated_as_diffusers_does(tmp_pat
         down, up = (converted[f"transformer.{layer}.lora_{half}.weight"] for half in "AB")
         torch.testing.assert_close(update.up @ update.down, up @ down)
         assert torch.equal(loaded._updates["makers"]["", layer].up, update.up)
+
+
+def test_layers_of_flux_2_are_found_by_their_makers_names(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    flux = diffusers.Flux2Transformer2DModel(
+        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8,
+        timestep_guidance_channels=8, axes_dims_rope=(2, 2, 2, 2),
+    )  # fmt: skip
+    linear = {name: module for name, module in flux.named_modules() if isinstance(module, nn.Linear)}
+    double, single = "transformer_blocks.0", "single_transformer_blocks.0"
+    published = {
+        "double_blocks.0.img_mlp.0": f"{double}.ff.linear_in", "double_blocks.0.img_mlp.2": f"{double}.ff.linear_out",
+        "double_blocks.0.txt_mlp.0": f"{double}.ff_context.linear_in",
+        "double_blocks.0.txt_attn.proj": f"{double}.attn.to_add_out",
+        "single_blocks.0.linear1": f"{single}.attn.to_qkv_mlp_proj", "single_blocks.0.linear2": f"{single}.attn.to_out",
+        "single_stream_modulation.lin": "single_stream_modulation.linear", "img_in": "x_embedder",
+        "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+        "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    }  # fmt: skip
+    halves = {
+        name: (torch.randn(3, linear[layer].in_features), torch.randn(linear[layer].out_features, 3))
+        for name, layer in published.items()
+    }
+    file = RandomAdapter(halves).save(tmp_path / "makers.safetensors", "diffusion_model.", "peft")
+    updates = LoraAdapters(flux, {"ink": file})._updates["ink"]
+    assert {layer for _, layer in updates} == set(published.values())
+    converted = diffusers.Flux2Pipeline.lora_state_dict(file)
+    for name, layer in published.items():
+        assert torch.equal(updates["", layer].up, halves[name][1])
+        assert torch.equal(converted[f"transformer.{layer}.lora_B.weight"], halves[name][1])
 
 
 def test_parts_of_a_layer_that_was_published_as_one_must_fit(tmp_path: Path) -> None:

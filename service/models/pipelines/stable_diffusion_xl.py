@@ -15,6 +15,9 @@ from service.models.pipelines.pipeline import Components, stacked
 from service.models.pipelines.text import clip_states
 from service.models.pipelines.unet import UNetPipeline
 
+BASE_SIZE = 128
+"""Sides of the base model's latents; those of Turbo are half of it."""
+
 
 class StableDiffusionXL(UNetPipeline):
     """Two CLIP encoders, whose states stand side by side, the second one's summary of the text, and the picture's size.
@@ -34,8 +37,11 @@ class StableDiffusionXL(UNetPipeline):
     addition = "text_time"
 
     def __init__(self, components: Components) -> None:
-        # Turbo says nowhere that it is distilled, but its scheduler is made for one step from pure noise.
-        turbo = components.scheduler.get("timestep_spacing") == "trailing"
+        # Turbo says nowhere that it is distilled, but its scheduler is made for one step from pure noise, and its pictures are
+        # smaller. Networks that were trained to pure noise, which predict the velocity, begin there too, with many steps.
+        scheduler, size = components.scheduler, components.parts["unet"].config.sample_size
+        plain = scheduler.get("prediction_type", "epsilon") == "epsilon" and not scheduler.get("rescale_betas_zero_snr")
+        turbo = scheduler.get("timestep_spacing") == "trailing" and plain and size < BASE_SIZE
         super().__init__(components, 1 if turbo else 50, 1.0 if turbo else 5.0, distilled_guidance=8.0)
         if getattr(self.vae.config, "latents_mean", None) is not None:
             raise ValueError("vae: latents_mean: latents that are normed by channel are not supported")

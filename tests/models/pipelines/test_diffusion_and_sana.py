@@ -297,3 +297,22 @@ def test_latents_that_are_normed_by_channel_are_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "latents_mean": [0.1] * 4}))
     with pytest.raises(ModelError, match="vae: latents_mean"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "scheduler,size,expected",
+    [
+        ({}, 16, (1, 1.0)),
+        ({}, 128, (50, 5.0)),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, 16, (50, 5.0)),
+    ],
+)
+def test_a_scheduler_that_begins_at_noise_is_turbos_where_the_network_is(
+    tmp_path: Path, scheduler: dict[str, Any], size: int, expected: tuple[int, float]
+) -> None:
+    folder = write_stable_diffusion_xl(tmp_path, "turbo")
+    for name, changes in (("scheduler/scheduler_config.json", scheduler), ("unet/config.json", {"sample_size": size})):
+        file = folder / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    steps, guidance = expected
+    assert load(folder).default_procedure.items() >= {"steps": steps, "guidance": guidance}.items()

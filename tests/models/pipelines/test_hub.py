@@ -21,6 +21,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNWANTED = {
     "sd3_medium.safetensors": b"all in one file",
     "transformer/diffusion_pytorch_model.fp16.safetensors": b"a second copy",
+    "transformer/diffusion_pytorch_model.bf16.safetensors": b"a third one",
+    "text_encoder_3/model.fp16-00001-of-00002.safetensors": b"a part of a second copy",
     "text_encoder/pytorch_model.bin": b"a pickle",
     "transformer/model.py": b"code",
     "README.md": b"words",

@@ -102,6 +102,12 @@ def test_truncated_and_missing_files_are_named(broken: Path) -> None:
     refused(broken, "scheduler_config.json")
 
 
+def test_a_folder_of_a_variant_alone_is_refused_by_its_name(broken: Path) -> None:
+    weights = broken / WEIGHTS
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    refused(broken, "no diffusion_pytorch_model.safetensors; diffusion_pytorch_model.fp16.safetensors is a variant")
+
+
 def test_a_tokeniser_that_is_not_there_is_named(broken: Path) -> None:
     (broken / "tokenizer_2/tokenizer.json").unlink()
     refused(broken, "tokenizer_2 has no vocabulary; one of tokenizer.json, vocab.json")
