@@ -89,7 +89,7 @@ def test_edits_stream_partial_pictures(server: Server, drawn: np.ndarray) -> Non
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
     stream = client.images.edit(
         model="shapes", prompt="a large red circle", image=("in.png", file(drawn)), stream=True, partial_images=2,
-        extra_body={"num_inference_steps": 10, "procedure": "euler", "strength": 0.7},
+        extra_body={"procedure": {"name": "euler", "steps": 10, "strength": 0.7, "guidance_interval": [0.0, 0.9]}},
     )  # fmt: skip
     kinds = [event.type for event in stream]
     assert kinds == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
