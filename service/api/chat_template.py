@@ -61,6 +61,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
+FINAL_MESSAGE_END = "<END OF THE FINAL MESSAGE> "
+
+
 class ChatTemplate:
     """The templates of a model folder: `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, or what
     tokenizer_config.json has in their place, one or several by name. `special` are the tokens that they may name."""
@@ -102,8 +105,13 @@ class ChatTemplate:
             "bos_token": "", "eos_token": "", **self._special, **options, "messages": messages, "tools": list(tools) or None,
             "documents": None, "add_generation_prompt": generation_prompt,
         }  # fmt: skip
-        prompt = _rendered(lambda: template.generate(words))
-        return _without_end(prompt, messages[-1]) if continue_final else prompt
+        if not continue_final:
+            return _rendered(lambda: template.generate(words))
+        *earlier, last = messages
+        if not str(last["content"]).strip():
+            raise InvalidField("continue_final_message", "the last message has no content")
+        words["messages"] = [*earlier, {**last, "content": f"{last['content']}{FINAL_MESSAGE_END}"}]
+        return _until_end(_rendered(lambda: template.generate(words)))
 
 
 def _rendered(generate: Callable[[], Any]) -> str:
@@ -121,13 +129,14 @@ def _rendered(generate: Callable[[], Any]) -> str:
     return "".join(pieces)
 
 
-def _without_end(prompt: str, last: Mapping[str, Any]) -> str:
-    """The prompt up to the end of its last message's content, which an answer is to continue."""
-    content = str(last["content"]).strip()
-    at = prompt.rfind(content) if content else -1
+def _until_end(prompt: str) -> str:
+    """The prompt up to the end of its last message's content, which an answer is to continue. Where the template strips what
+    contents end with, so is this one."""
+    at = prompt.rfind(FINAL_MESSAGE_END.strip())
     if at < 0:
-        raise InvalidField("continue_final_message", "the last message has no content, or the chat template does not show it")
-    return prompt[: at + len(content)]
+        raise InvalidField("continue_final_message", "the chat template does not show the last message")
+    before = prompt[:at]
+    return before if prompt.startswith(FINAL_MESSAGE_END, at) else before.rstrip()
 
 
 def _sources(folder: Path, configured: Any) -> dict[str, str]:

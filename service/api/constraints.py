@@ -84,6 +84,8 @@ def _fits(text: str, param: str) -> None:
 
 
 def _of_format(form: ResponseFormat) -> tuple[str, str]:
+    if form.json_schema is not None and form.type != "json_schema":
+        raise InvalidField("response_format.json_schema", f"json_schema is for the type json_schema, not {form.type}")
     if form.type == "json_object":
         return "response_format", _json(ANY_OBJECT, "response_format")
     if form.json_schema is None:

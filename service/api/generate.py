@@ -30,8 +30,8 @@ class Generation:
 
     def __init__(self, service: Service, job: Job, body: GenerateBody) -> None:
         self.job = job
-        outputs = range(body.n if job.card.kind == "text" else 0)
-        self.texts = [TextOutput(job, i, service.codec(job.card.folder), body) for i in outputs]
+        prompts = job.prompts if job.card.kind == "text" else []
+        self.texts = [TextOutput(job, i, service.codec(job.card.folder), body, before=each) for i, each in enumerate(prompts)]
         self._logprobs = body.logprobs is not None
         self.done: dict[int, Done] = {}
 

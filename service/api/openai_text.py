@@ -56,7 +56,9 @@ async def completions(body: CompletionBody, request: Request, service: ServiceDe
     def echoes() -> list[Echo]:
         if body.scores():
             return [Echo.scored(codec, each) for each in tokens]
-        return [Echo(codec.decode(each) if body.echo else "") for each in tokens]
+        # A text as it was given: its tokens may mean it without its special ones.
+        given = [prompt if isinstance(prompt, str) else codec.decode(each) for prompt, each in zip(prompts, tokens, strict=True)]
+        return [Echo(text if body.echo else "") for text in given]
 
     # Where the text of each token begins takes the time of many tokens.
     shown = await beside_the_loop(sum(map(len, tokens)) * (16 if body.scores() else 1), echoes)
@@ -142,7 +144,10 @@ async def _exchange(
     candidates = body.candidates()
     seeds = output_seeds(body.seed, len(works), candidates)
     job.start([work for work in works for _ in range(candidates)], seeds, body.priority, body.deadline_ms)
-    outputs = [TextOutput(job, i, codec, body, tooling.marks) for i in range(len(seeds))]
+    # An answer is a text of its own, but for one that goes on with the last message.
+    goes_on = isinstance(body, CompletionBody) or body.continue_final_message
+    befores = job.prompts if goes_on else [()] * len(seeds)
+    outputs = [TextOutput(job, i, codec, body, tooling.marks, before) for i, before in enumerate(befores)]
     exchange = build(job, body, outputs, service.fingerprint(card), bytes_of)
     if body.stream:
         return sse.stream(exchange.chunks())

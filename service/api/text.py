@@ -17,6 +17,7 @@ from service.api.chat_template import ChatTemplate
 REPLACEMENT = "\ufffd"
 LONGEST_CHARACTER = 4
 LONGEST_CONTEXT = 64
+CONTEXT = 8
 
 
 class TextCodec:
@@ -59,14 +60,19 @@ class TextCodec:
 
 
 class Detokenizer:
-    """Turns a stream of tokens into text, holding back what may still be the first bytes of a character."""
+    """Turns a stream of tokens into text, holding back what may still be the first bytes of a character. `before` are the tokens
+    of a text that goes on with it: some tokenisers leave out a text's first space."""
 
-    def __init__(self, codec: TextCodec, shown: Mapping[int, str] = MappingProxyType({})) -> None:
+    def __init__(
+        self, codec: TextCodec, shown: Mapping[int, str] = MappingProxyType({}), before: Sequence[int] = ()
+    ) -> None:
         self._codec = codec
         self._shown = shown
-        self._tokens: list[int] = []
-        self._given = 0
+        self._tokens: list[int] = [token for token in before[-CONTEXT:] if token not in codec.special]
+        self._given = len(self._decoded())
         self._pending = 0
+        if REPLACEMENT in self._decoded():  # it begins or ends inside a character, which is not to be made up for
+            self._tokens, self._given = [], 0
 
     def push(self, tokens: Sequence[int], last: bool = False) -> str:
         """The text that these tokens complete; everything that is left when `last`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
@@ -39,25 +39,27 @@ class Tokenwise:
 
 class TextOutput:
     """Feed it Tokens and Scores, then Done; it gives the text that may be shown. `shown` are special tokens that belong to
-    the text, `scored` and `scores` the tokens and log-probabilities of Scores, `length` what the text has of what came,
-    `accepted_text` the beginning of what was fed last that came of accepted guesses."""
+    the text, `before` the tokens of a text that it goes on with, `scored` and `scores` the tokens and log-probabilities of
+    Scores, `length` what the text has of what came, `accepted_text` the beginning of what was fed last that came of accepted guesses."""
 
     def __init__(
-        self, job: Job, index: int, codec: TextCodec, body: SamplingFields, shown: Mapping[int, str] = MappingProxyType({})
-    ) -> None:
+        self, job: Job, index: int, codec: TextCodec, body: SamplingFields, shown: Mapping[int, str] = MappingProxyType({}),
+        before: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self.text = ""
         self.accepted_text = ""
         self.tokenwise = Tokenwise()
         self.done: Done | None = None
         self._job = job
         self._index = index
-        self._detokenizer = Detokenizer(codec, shown)
+        self._detokenizer = Detokenizer(codec, shown, before)
         self._scanner = StopScanner(body.stops())
         self._min_tokens = body.min_tokens
         self._one_by_one = bool(body.stops()) or body.likeliest() is not None
         self.length = 0
         self.scored: list[int] = []
         self.scores: list[Logprob] = []
+        self._ending: list[Logprob] = []
 
     @property
     def token_ids(self) -> list[int]:
@@ -70,8 +72,9 @@ class TextOutput:
 
     @property
     def mean_logprob(self) -> float:
-        logprobs = self.tokenwise.logprobs
-        return sum(each.own for each in logprobs if each is not None) / max(1, len(logprobs))
+        """Of all tokens that were drawn, the one that ended the text too."""
+        drawn = [each.own for each in (*self.tokenwise.logprobs, *self._ending) if each is not None]
+        return sum(drawn) / max(1, len(drawn))
 
     def feed(self, event: Tokens | Scores | Done) -> tuple[str, list[int]]:
         """The newly visible text, and the tokens that came with it, none beyond the one that completes a stop string.
@@ -83,6 +86,7 @@ class TextOutput:
         if isinstance(event, Scores):
             self.scored += event.token_ids
             self.scores += event.logprobs
+            self._ending = event.logprobs if event.ends else []
             return "", []
         before = len(self.token_ids)
         self.accepted_text = ""

@@ -33,7 +33,7 @@ Piece = Content | CallBegins | ArgumentsGoOn
 
 # A call's name and arguments are looked for in so many characters; further on, only in a whole object.
 LONGEST_HEAD = 512
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[^\s])')
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
 class ToolCallParser:
@@ -131,6 +131,8 @@ class ToolCallParser:
         if self._value.ended:
             call, after = _loaded(rest[: self._scanned]), rest[self._scanned :]
             arguments = call.get("arguments", call.get("parameters")) if isinstance(call, dict) else None
+            if isinstance(call, dict) and arguments is None and not call.keys().isdisjoint(("arguments", "parameters")):
+                arguments = {}  # as models write a call of a function without any
             if isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(arguments, dict):
                 return self._begin(pieces, call["name"], json.dumps(arguments) + "}" + after)
             return self._none(pieces)
@@ -138,10 +140,13 @@ class ToolCallParser:
 
     def _none(self, pieces: list[Piece]) -> bool:
         """What looked like a call is none."""
-        pieces.append(Content(("" if self._form is LLAMA3 else self._form.opening) + self._rest))
-        self._rest, self._state = "", self._plain if self._form is LLAMA3 else self._text
         self._value, self._scanned = _Value(), 0
-        return False
+        if self._form is LLAMA3:
+            self._state = self._plain
+            return True
+        pieces.append(Content(self._form.opening))
+        self._state = self._text
+        return True
 
     def _begin(self, pieces: list[Piece], name: Any, rest: str) -> bool:
         """`name` None: it was no JSON."""

@@ -93,7 +93,7 @@ def calls_grammar(
         start = form.before + head + name + (form.split or f', "{form.key}": ')
         end = ("" if form.split else "}") + form.after
         rules.append(f"call_{i}: {written(start)} arguments_{i} {written(end)}")
-        rules.append(json_rule(f"arguments_{i}", function.get("parameters") or {"type": "object", "properties": {}}))
+        rules.append(json_rule(f"arguments_{i}", {"type": "object", **(function.get("parameters") or {"properties": {}})}))
         names.append(f"call_{i}")
     opening = written(form.opening) + (' "["' if form is MISTRAL else "") if form is not LLAMA3 else ""
     more = f"({written(form.between)} call)*" if several and form is not LLAMA3 else ""

@@ -54,5 +54,9 @@ def _grammar(body: ChatBody, form: ToolFormat, choice: str | NamedTool, codec: T
     if free and form.opening and codec.tokenizer.token_to_id(form.opening) is None and form.name != "llama3_json":
         raise InvalidField("tools", f"strict needs a tokeniser with {form.opening} as a token, unless tool_choice is required")
     described = [{"name": f.name, "parameters": f.parameters if f.strict or not free else {"type": "object"}} for f in functions]
+    for function in (each for each in functions if each.strict or not free):
+        kind = (function.parameters or {}).get("type", "object")
+        if kind != "object":
+            raise InvalidField("tools", f"the parameters of {function.name} must be of the type object, not {kind!r:.80}")
     several = body.parallel_tool_calls and not isinstance(choice, NamedTool)
     return calls_grammar(form, described, codec, several, free), "tools"

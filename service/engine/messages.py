@@ -222,12 +222,13 @@ class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
 
 
 class Scores(msgspec.Struct, frozen=True, tag="scores"):
-    """Of work that scores its prompt, log-probabilities of tokens that are no output: those of the prompt from its second on,
-    in their order and each once, and the one that ended the output."""
+    """Log-probabilities of tokens that are no output: of work that scores its prompt, those of the prompt from its second on, in
+    their order and each once; of all that is scored, the token that `ends` the output."""
 
     id: str
     token_ids: list[int]
     logprobs: list[Logprob]
+    ends: bool = False
 
 
 class Revision(msgspec.Struct, frozen=True, tag="revision"):

@@ -202,13 +202,15 @@ class TextRequest(SharingRequest):
             self.enters("decode", now)
         if not fresh:
             return self._revision(now)
+        readings = [read.readings[1 + i] for i in (-1, *path)] if draft.tokens else read.readings
         ended: list[FromEngine] = []
         for offset, token in enumerate(fresh):
             if token in state.stops and before + offset >= state.floor:
                 del state.tokens[before + offset :]
                 fresh = fresh[:offset]
                 self.finished = "stop"
-                ended = [] if self.scoring is None else [Scores(self.id, [token], logprobs(read.readings[offset : offset + 1]))]
+                told = logprobs(readings[offset : offset + 1])
+                ended = [Scores(self.id, [token], told, ends=True)] if told else []
                 break
         if self.grammar is not None:
             try:
@@ -223,7 +225,6 @@ class TextRequest(SharingRequest):
         events: list[FromEngine] = []
         if fresh:
             self.first_output = self.first_output or now
-            readings = [read.readings[1 + i] for i in (-1, *path)] if draft.tokens else read.readings
             drafted = len(draft.tokens) if self.drafter else None
             events.append(Tokens(self.id, fresh, logprobs(readings[: len(fresh)]), drafted, min(len(fresh), len(path))))
         events += ended

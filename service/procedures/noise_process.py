@@ -87,7 +87,7 @@ class NoiseProcess(msgspec.Struct, frozen=True, kw_only=True):
         first = len(nodes) - 1 - self._kept(len(nodes) - 1, strength)
         if strength < 1.0 and nodes[first].alpha == 0.0:
             if len(nodes) == 2:
-                raise ValueError("`strength` leaves nothing of a given picture where the only step begins at pure noise: take more steps")
+                raise ValueError("`strength` leaves nothing of a given picture where the one step begins at pure noise")
             first = 1
         start = self.times.first_state(nodes[0]) if strength == 1.0 else nodes[first][:2]
         return self._on(nodes[first:], start)

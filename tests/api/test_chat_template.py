@@ -59,10 +59,13 @@ def test_the_text_is_that_of_transformers(tmp_path: Path, name: str, chat: str, 
 
 def test_the_last_message_can_be_gone_on_with_as_in_transformers(tmp_path: Path) -> None:
     reference = PreTrainedTokenizerFast(tokenizer_object=bpe_tokenizer(), eos_token="<|im_end|>")
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "It begins "}]
-    expected = reference.apply_chat_template(chat, chat_template=HERMES, tokenize=False, continue_final_message=True)
-    rendered = _codec(tmp_path, HERMES).template.render(chat, generation_prompt=False, continue_final=True)
-    assert rendered.rstrip() == expected.rstrip() and rendered.endswith("It begins")
+    for template in (HERMES, HERMES.replace("message.content", "message.content | trim")):
+        codec = _codec(tmp_path, template)
+        for content in ("It begins", "It begins ", "```json\n", "<", ">", "end", "i", "user"):
+            chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]
+            expected = reference.apply_chat_template(chat, chat_template=template, tokenize=False, continue_final_message=True)
+            rendered = codec.template.render(chat, generation_prompt=False, continue_final=True)
+            assert rendered == expected and rendered.endswith(content if template == HERMES else content.strip())
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from service.api.sampling_schemas import SamplingFields
 from service.api.text import Detokenizer, StopScanner, TextCodec
 from service.api.text_output import TextOutput
-from service.engine.messages import Revision, Tokens
+from service.engine.messages import Logprob, Revision, Scores, Tokens
 from service.models.loading import EMBEDDED
 
 SAMPLE = "Ünïcödé 🎭🏳️‍🌈 日本語 plain — text\n" * 5
@@ -81,6 +81,18 @@ def test_a_word_of_a_canvas_keeps_its_space_where_the_tokeniser_strips_the_first
     a, space = (byte_fallback.tokenizer.token_to_id(word) for word in ("a", "▁"))
     assert detokenizer.push([space, a]) == "a"
     assert detokenizer.ahead([None, space, a], "_") == "_ a" and detokenizer.ahead([space, a], "_") == " a"
+
+
+def test_a_text_that_goes_on_keeps_the_space_that_a_text_of_its_own_would_not_have(byte_fallback: TextCodec) -> None:
+    a, space = (byte_fallback.tokenizer.token_to_id(word) for word in ("a", "▁"))
+    before = byte_fallback.encode("a a")
+    assert Detokenizer(byte_fallback, before=before).push([space, a]) == " a"
+    assert Detokenizer(byte_fallback, before=before * 20).push([a, space, a], last=True) == "a a"
+    assert Detokenizer(byte_fallback).push([space, a]) == "a"
+    euro = [byte_fallback.tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "€".encode()]
+    assert Detokenizer(byte_fallback, before=[a, *euro]).push([space, a]) == " a"
+    assert Detokenizer(byte_fallback, before=[a, *euro[:2]]).push([a]) == "a"
+    assert Detokenizer(byte_fallback, before=[*euro * 4][:-1]).push(euro, last=True) == "€"
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +167,11 @@ def test_no_canvas_is_shown_once_a_stop_string_was_there(codec: TextCodec) -> No
     assert shown == {"start": 7, "length": 2, "positions": [7], "token_ids": [0x6C], "text": "l▁"}
     output.feed(Tokens("r", list(b"lo world")))
     assert output.canvas(Revision("r", 15, [0x21, None])) is None and stopped == [0] and output.text == "hel"
+
+
+def test_the_token_that_ends_a_text_counts_for_how_likely_it_is(codec: TextCodec) -> None:
+    empty, short = (TextOutput(SimpleNamespace(), 0, codec, SamplingFields()) for _ in range(2))  # type: ignore[arg-type]
+    for output, drawn in ((empty, []), (short, [-1.0])):
+        output.feed(Tokens("r", list(b"a" * len(drawn)), [Logprob(own, []) for own in drawn]))
+        output.feed(Scores("r", [0], [Logprob(-5.0, [])], ends=True))
+    assert (empty.mean_logprob, short.mean_logprob) == (-5.0, -3.0)

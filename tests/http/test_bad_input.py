@@ -125,6 +125,8 @@ CASES: list[tuple[str, dict[str, Any], int, str | None]] = [
     (CHATS, CHAT | {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
     (CHATS, CHAT | {"tool_choice": "required"}, 400, "tool_choice"),
     (CHATS, CHAT | {"response_format": {"type": "xml"}}, 400, "response_format.type"),
+    (CHATS, CHAT | {"response_format": {"type": "json_object", "json_schema": {"name": "a", "schema": {}}}}, 400,
+     "response_format.json_schema"),
     (CHATS, CHAT | {"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema"),
     (
         CHATS,

@@ -105,6 +105,13 @@ def test_best_of_shows_those_with_the_highest_mean_log_probability(client: opena
     assert best.usage.completion_tokens == 6 * 12 and best.choices[0].logprobs is None
 
 
+def test_an_echo_is_the_prompt_as_it_was_given(client: openai.OpenAI) -> None:
+    prompt = "<|im_start|>user\nHello  <|im_end|>"
+    answer = client.completions.create(model="hermes", prompt=prompt, echo=True, max_tokens=1, temperature=0)
+    alone = client.completions.create(model="hermes", prompt=prompt, max_tokens=1, temperature=0)
+    assert answer.choices[0].text == prompt + alone.choices[0].text
+
+
 def test_tokens_behind_a_stop_string_are_nowhere(client: openai.OpenAI) -> None:
     body = {"procedure": {"name": "block_diffusion", "block_length": 16}, "return_token_ids": True}
     asked = TEXT | {"max_tokens": 96, "extra_body": body}
