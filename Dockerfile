@@ -70,7 +70,7 @@ RUN groupadd --system --gid 10001 stride \
 WORKDIR /home/stride
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ['STRIDE_PORT']}/health/ready\", timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ['STRIDE_PORT']}/health/ready\", timeout=4)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["stride"]
 CMD ["serve"]

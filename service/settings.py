@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -15,6 +15,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+SCHEMES = ("http://", "https://")
 STANDARD_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
@@ -49,11 +50,23 @@ class Settings(BaseSettings):
     max_n: int = Field(16, ge=1, description="outputs of one request")
     drain_seconds: float = Field(25.0, ge=0, description="for running and queued requests to finish after SIGTERM")
     drain_notice_seconds: float = Field(0.0, ge=0, description="listening and not ready after SIGTERM, at least")
+    engine_silence_seconds: float = Field(
+        300.0, gt=0, description="without a word from the engine until it counts as away; longer than any forward takes"
+    )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
     otlp_endpoint: str | None = Field(
         None, description="OpenTelemetry collector (OTLP over HTTP) for spans; also from OTEL_EXPORTER_OTLP_ENDPOINT"
     )
     log_format: Literal["human", "json"] = Field("human", description="of the lines on standard error")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        """Empty, as templates leave it, is as if it were not given."""
+        value = value or standard_endpoint()
+        if value is not None and not value.startswith(SCHEMES):
+            raise ValueError(f"a collector's address begins with http:// or https://, not {value!r:.80}")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -70,8 +83,9 @@ class Settings(BaseSettings):
 
 
 def standard_endpoint() -> str | None:
-    """The collector that OpenTelemetry's own variable names, often for everything on a machine."""
-    return os.environ.get(STANDARD_ENDPOINT) or None
+    """The collector that OpenTelemetry's own variable names, often for everything on a machine; None where it is no address."""
+    named = os.environ.get(STANDARD_ENDPOINT, "")
+    return named if named.startswith(SCHEMES) else None
 
 
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:

@@ -107,14 +107,14 @@ async def live() -> dict[str, str]:
 async def ready(service: ServiceDep) -> JSONResponse:
     if service.drain.begun:
         return refusal().response()
-    if service.client.ready:
+    if service.client.answers:
         return JSONResponse({"status": "ready", "models": list(service.client.models)})
-    reason = service.client.failure or "the engine is starting"
+    reason = service.client.failure or ("the engine does not answer" if service.client.ready else "the engine is starting")
     error = ApiError(503, reason, None, "engine_unavailable")
     return error.response()
 
 
 @router.get("/metrics", tags=["Operations"], summary="Prometheus metrics", response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
-    service.metrics.engine(service.client.ready, service.client.restarts, service.client.room)
+    service.metrics.engine(service.client.answers, service.client.restarts, service.client.room)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

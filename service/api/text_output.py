@@ -40,7 +40,8 @@ class Tokenwise:
 class TextOutput:
     """Feed it Tokens and Scores, then Done; it gives the text that may be shown. `shown` are special tokens that belong to
     the text, `before` the tokens of a text that it goes on with, `scored` and `scores` the tokens and log-probabilities of
-    Scores, `length` what the text has of what came, `accepted_text` the beginning of what was fed last that came of accepted guesses."""
+    Scores, `length` what the text has of what came, `accepted_text` the beginning of what was fed last that came of
+    accepted guesses."""
 
     def __init__(
         self, job: Job, index: int, codec: TextCodec, body: SamplingFields, shown: Mapping[int, str] = MappingProxyType({}),

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +43,10 @@ log = logging.getLogger("stride.client")
 
 Event = Tokens | Scores | Revision | Preview | Done | Failed
 STOP_SECONDS = 10.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 10.0
+"""Before an engine that died is started again."""
+SETTLED_SECONDS = 60.0
+"""An engine that lived so long was not one that dies at once: the pauses begin anew."""
 MODEL_ERROR_EXIT = 3
 PICTURE_BYTES = 1 << 30
 """Of given pictures that are in flight: a queue that is bounded by requests alone could hold a hundred times as much."""
@@ -102,7 +107,8 @@ class EngineClient:
         self._outbox: zmq.asyncio.Socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._heard = 0.0
         self._ended: EngineUnavailable | None = None
 
     async def start(self) -> None:
@@ -111,7 +117,7 @@ class EngineClient:
 
     async def stop(self) -> None:
         """Ask the engine to leave; after 10 s it is killed. Open streams end as cancelled or failed."""
-        self._stopping = True
+        self._stopping.set()
         if not self.ready and self._process is not None:
             # It loads its models, and does not listen before it has them.
             with suppress(ProcessLookupError):
@@ -132,6 +138,11 @@ class EngineClient:
     @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is ready, and has not been silent for as long as no forward takes: it may be there and stuck."""
+        return self.ready and time.monotonic() - self._heard < self._settings.engine_silence_seconds
 
     @property
     def room(self) -> int:
@@ -187,58 +198,79 @@ class EngineClient:
             self._outbox.send(message)
 
     async def _supervise(self) -> None:
-        delay = 0.1
-        while True:
-            directory = Path(tempfile.mkdtemp(prefix="stride-"))
+        pause = FIRST_PAUSE_SECONDS
+        while not self._stopping.is_set():
+            code, began = None, time.monotonic()
             try:
-                code = await self._incarnation(directory)
-            finally:
-                self.ready = False
-                self._outbox = None
-                shutil.rmtree(directory, ignore_errors=True)
-                self._fail_all("engine_unavailable", "the engine went away; the request can be sent again")
-            if self._stopping:
+                code = await self._lives()
+            except Exception as error:  # no room for a process or a socket, say: there may be some later
+                log.exception("the engine could not be started")
+                if not self.restarts:
+                    self.failure = f"the engine could not be started: {error}"
+            if self._stopping.is_set():
                 return
             if code == MODEL_ERROR_EXIT:
                 self.failure = "the engine could not load its models; its log says why"
+            if self.failure is not None:
                 log.error("%s", self.failure)
                 self._give_up()
                 return
             self.restarts += 1
             log.error("the engine ended with code %s; starting it again", code)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, 10.0)
+            pause = FIRST_PAUSE_SECONDS if time.monotonic() - began > SETTLED_SECONDS else pause
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _lives(self) -> int:
+        """From start to exit, after which nothing is in flight; returns the exit code. Raises OSError."""
+        directory = Path(tempfile.mkdtemp(prefix="stride-"))
+        try:
+            return await self._incarnation(directory)
+        finally:
+            self.ready = False
+            self._outbox = None
+            shutil.rmtree(directory, ignore_errors=True)
+            self._fail_all("engine_unavailable", "the engine went away; the request can be sent again")
 
     async def _incarnation(self, directory: Path) -> int:
         """One life of the engine process, from start to exit; returns its exit code."""
-        inbox = self._context.socket(zmq.PULL)
-        inbox.setsockopt(zmq.RCVHWM, 0)
-        inbox.bind(f"ipc://{directory}/out")
-        self._outbox = outbox = self._context.socket(zmq.PUSH)
-        outbox.setsockopt(zmq.SNDHWM, 0)
-        outbox.bind(f"ipc://{directory}/in")
-        settings = self._settings.model_copy(update={"api_key": None})
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "service.engine.process", str(directory), settings.model_dump_json(), str(os.getpid())
-        )
-        receiver = asyncio.create_task(self._receive(inbox))
-        try:
-            return await self._process.wait()
-        finally:
-            if self._process.returncode is None:
-                with suppress(ProcessLookupError):
-                    self._process.kill()
-            # What the engine said last is still in the socket.
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(receiver), 0.2)
-            receiver.cancel()
-            inbox.close(linger=0)
-            outbox.close(linger=0)
+        with self._context.socket(zmq.PULL) as inbox, self._context.socket(zmq.PUSH) as outbox:
+            inbox.setsockopt(zmq.LINGER, 0)
+            outbox.setsockopt(zmq.LINGER, 0)
+            inbox.setsockopt(zmq.RCVHWM, 0)
+            outbox.setsockopt(zmq.SNDHWM, 0)
+            inbox.bind(f"ipc://{directory}/out")
+            outbox.bind(f"ipc://{directory}/in")
+            self._outbox = outbox
+            settings = self._settings.model_copy(update={"api_key": None})
+            self._process = process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "service.engine.process", str(directory), settings.model_dump_json(), str(os.getpid())
+            )
+            if self._stopping.is_set():
+                process.kill()
+            receiver = asyncio.create_task(self._receive(inbox, process))
+            try:
+                return await process.wait()
+            finally:
+                if process.returncode is None:
+                    with suppress(ProcessLookupError):
+                        process.kill()
+                # What the engine said last is still in the socket.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(receiver), 0.2)
+                receiver.cancel()
 
-    async def _receive(self, inbox: zmq.asyncio.Socket) -> None:
-        while True:
-            for event in self._decoder.decode(await inbox.recv()):
-                self._dispatch(event)
+    async def _receive(self, inbox: zmq.asyncio.Socket, process: asyncio.subprocess.Process) -> None:
+        try:
+            while True:
+                for event in self._decoder.decode(await inbox.recv()):
+                    self._dispatch(event)
+                self._heard = time.monotonic()
+        except Exception:
+            log.exception("a defect: what the engine said could not be taken in, and it is started again")
+            with suppress(ProcessLookupError):
+                process.kill()
 
     def _dispatch(self, event: FromEngine) -> None:
         match event:
@@ -246,7 +278,8 @@ class EngineClient:
                 self._observe(event)
             case Ready(models=models):
                 self.models = {card.name: card for card in models}
-                self.ready = not self._stopping
+                self.ready = not self._stopping.is_set()
+                self._heard = time.monotonic()
                 self._loaded(models)
             case Done() | Failed():
                 stream = self._streams.pop(event.id, None)

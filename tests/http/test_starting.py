@@ -52,6 +52,7 @@ def test_a_folder_of_an_unknown_architecture_ends_the_server_with_the_reason(tmp
         (("--log-level", "silly"), {}, "log_level"),
         (("--max-waiting", "none"), {}, "max_waiting"),
         ((), {"STRIDE_API_KEY": ""}, "api_key"),
+        ((), {"STRIDE_OTLP_ENDPOINT": "collector:4318"}, "otlp_endpoint"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(arguments: tuple[str, ...], variables: dict[str, str], words: str) -> None:
@@ -72,6 +73,13 @@ def test_a_machines_collector_stops_no_server_that_cannot_speak_to_it(
     assert line.startswith("OTEL_EXPORTER_OTLP_ENDPOINT is set, and no traces are sent") and "stride[tracing]" in line
     caplog.clear()
     assert main(["serve", "--model", "shapes", "--otlp-endpoint", "http://127.0.0.1:8"]) == 2 and not caplog.records
+
+
+def test_an_empty_collector_is_none_and_leaves_it_to_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRIDE_OTLP_ENDPOINT", "")
+    for standard, endpoint in (("", None), ("collector:4318", None), ("http://machine:4318", "http://machine:4318")):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", standard)
+        assert Settings().otlp_endpoint == endpoint
 
 
 def test_an_engine_whose_server_was_killed_while_it_loaded_its_models_ends_too(tmp_path: Path) -> None:
