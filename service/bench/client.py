@@ -99,15 +99,16 @@ async def drive(
     headers: dict[str, str],
     timeout: float,
     finished: Callable[[Outcome], None],
+    trust_env: bool = True,
 ) -> tuple[list[Outcome], float]:
     """All jobs, and the seconds from the first to the last byte.
 
     With `concurrency`, that many are always under way; without, each is sent at its own arrival time however many
-    still run. `finished` is called as each one ends.
+    still run. `finished` is called as each one ends. With `trust_env` the environment's proxies are used.
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     slots = asyncio.Semaphore(concurrency or max(1, len(jobs)))
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, limits=limits, trust_env=trust_env) as client:
         began = time.perf_counter()
 
         async def one(job: Job) -> Outcome:

@@ -26,7 +26,8 @@ Item = TypeVar("Item", int, float, str)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `stride bench`."""
     server = parser.add_argument_group("server")
-    server.add_argument("--url", help="a running server; without it, one is started for the run")
+    own = "a running server; without it, one is started for the run"
+    server.add_argument("--url", type=lambda text: text.rstrip("/"), help=own)
     server.add_argument("--api-key", help="sent as a bearer token")
     server.add_argument("--serve-args", default="", help='for the server that is started, such as "--threads 2"')
     server.add_argument("--ready-seconds", type=_positive(float), default=120.0, help="how long it may take to start")
@@ -72,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, url: str) -> tuple[list[Outcome], float]:
     headers = {"Authorization": f"Bearer {args.api_key}"} if args.api_key else {}
-    models = {} if args.text_model and args.image_model else _served_models(url, headers)
+    abroad = args.url is not None  # no proxy stands between this machine and itself
+    models = {} if args.text_model and args.image_model else _served_models(url, headers, abroad)
     mix = Mix(
         text_share=args.text,
         text_model=args.text_model or models.get("text"),
@@ -88,12 +90,12 @@ def _measure(args: argparse.Namespace, url: str) -> tuple[list[Outcome], float]:
     jobs = make_workload(mix, args.requests, args.seed, args.rate)
     concurrency = None if args.rate else args.concurrency
     with tqdm(total=len(jobs), unit="req", disable=None) as bar:
-        return asyncio.run(drive(url, jobs, concurrency, headers, args.timeout, lambda _: bar.update()))
+        return asyncio.run(drive(url, jobs, concurrency, headers, args.timeout, lambda _: bar.update(), abroad))
 
 
-def _served_models(url: str, headers: dict[str, str]) -> dict[str, str]:
+def _served_models(url: str, headers: dict[str, str], trust_env: bool) -> dict[str, str]:
     """The first model of each kind that the server lists."""
-    response = httpx.get(f"{url}/v1/models", headers=headers, timeout=30)
+    response = httpx.get(f"{url}/v1/models", headers=headers, timeout=30, trust_env=trust_env)
     response.raise_for_status()
     found: dict[str, str] = {}
     for entry in response.json()["data"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,11 +23,14 @@ def local_server(arguments: Sequence[str], ready_seconds: float) -> Iterator[str
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
-    process = subprocess.Popen(command)
+    environment = {name: value for name, value in os.environ.items() if name != "STRIDE_API_KEY"}
+    process = subprocess.Popen(command, env=environment)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         _await_ready(process, url, ready_seconds)
         yield url
     finally:
+        signal.signal(signal.SIGTERM, before)
         process.terminate()
         try:
             process.wait(timeout=20)
@@ -40,7 +45,7 @@ def _await_ready(process: subprocess.Popen[bytes], url: str, seconds: float) -> 
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with status {process.returncode} before it was ready")
         try:
-            if httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
+            if httpx.get(f"{url}/health/ready", timeout=5, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 
 from service.bench import add_arguments, run
 from service.bench.client import Outcome
+from service.bench.local_server import local_server
 from service.bench.report import as_table, percentile, summarise
 from service.bench.workload import Mix, make_workload
 
@@ -148,6 +151,44 @@ def test_a_server_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str
 def test_a_server_that_cannot_start_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--requests", "1", "--serve-args=--no-such-flag") == 1
     assert "ended with status 2 before it was ready" in capsys.readouterr().err
+
+
+def test_a_slash_behind_the_address_is_none_too_many(fake: FakeService) -> None:
+    assert bench("--url", fake.url + "/", "--requests", "2") == 0
+
+
+def test_the_server_of_a_run_takes_no_key_and_is_asked_directly_and_ended(
+    monkeypatch: pytest.MonkeyPatch, fake: FakeService
+) -> None:
+    monkeypatch.setenv("STRIDE_API_KEY", "secret")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    started: list[dict[str, str]] = []
+
+    class Process:
+        returncode = None
+        ended = False
+
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            started.append(env)
+
+        def poll(self) -> None:
+            return None
+
+        def terminate(self) -> None:
+            Process.ended = True
+
+        def wait(self, timeout: float | None = None) -> int:
+            return 0
+
+    monkeypatch.setattr("service.bench.local_server.subprocess.Popen", Process)
+    monkeypatch.setattr("service.bench.local_server._free_port", lambda: fake.server_address[1])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, local_server([], 5.0):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5.0)
+    assert ended.value.code == 143 and Process.ended and signal.getsignal(signal.SIGTERM) is before
+    assert "STRIDE_API_KEY" not in started[0]
+    assert bench("--requests", "2") == 0
 
 
 def test_a_seed_gives_the_same_requests_at_any_rate() -> None:
