@@ -68,6 +68,7 @@ _GEMMA2 = Family(
     more=_gemma,
     names=POST_NORMS,
     zero_centred=True,
+    ignored_keys=("sliding_window_size",),
 )  # fmt: skip
 _GEMMA3 = Family(
     constants={"norms": "both"},
@@ -97,7 +98,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
-    "phi3": Family(_PLAIN, {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}, layer_types=always),
+    "phi3": Family(
+        _PLAIN, {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}, layer_types=always,
+        ignored_keys=("full_attn_mod", "interpolate_factor"),
+    ),
     "olmo2": Family({"qk_norm": "full", "norms": "post"}, {"rms_norm_eps": 1e-5}, names=POST_NORMS),
     "gpt2": Family(
         constants={
@@ -121,8 +125,10 @@ FAMILIES: dict[str, Family] = {
         ),
         ignored=r"\.attn\.(masked_)?bias$",
         transposed=r"\.c_(attn|proj|fc)\.weight$",
+        ignored_keys=("n_special", "output_past", "predict_special_tokens"),
     ),
     "qwen3_moe": Family(
+        ignored_keys=("use_qk_norm",),
         defaults={"head_dim": None, "sliding_window": 4096, "intermediate_size": 6144},
         layer_types=qwen_moe,
         more=_mixture("num_experts", "moe_intermediate_size", lambda keys: keys.flag("norm_topk_prob")),

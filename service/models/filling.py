@@ -196,6 +196,19 @@ def fitting(
     return filled
 
 
+def has_a_head_of_its_own(checkpoint: SafetensorsFolder, family: Family) -> bool:
+    """Whether the matrix of the logits is stored, and is not that of the embeddings: what was trained apart is not tied, whatever
+    the config says."""
+    stored = {family.own_name(name): name for name in checkpoint.tensors}
+    head, embeddings = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
+    if head is None or embeddings is None:
+        return False
+    one, other = checkpoint.tensors[head], checkpoint.tensors[embeddings]
+    if one.shape != other.shape:
+        return False
+    return one.dtype != other.dtype or not torch.equal(checkpoint.tensor(head), checkpoint.tensor(embeddings))
+
+
 def _own(place: Target) -> Place | Stack | None:
     return place.place if isinstance(place, Share) else place
 

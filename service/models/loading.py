@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,7 @@ from service.models.dit import MODEL_TYPE as DIT
 from service.models.errors import ModelError
 from service.models.families import FAMILIES, read_config
 from service.models.family import Family
-from service.models.filling import fill, fitting, materialise
+from service.models.filling import fill, fitting, has_a_head_of_its_own, materialise
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from service.models.gemma4 import PUBLISHED
 from service.models.generation_config import GenerationConfig, token_ids
@@ -41,6 +42,8 @@ __all__ = ["EMBEDDED", "ImageModel", "ModelError", "ModelSpec", "TextModel", "fa
 
 FLOW = "stride_flow_transformer"
 PATCHWISE = "stride_masked_autoregressive"
+log = logging.getLogger("stride.models")
+
 DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 TEXT_OPTIONS = ("max_model_len", "quantization", "kv_memory", "tensor_parallel", "draft_model", "heads")
 PICTURE_OPTIONS = ("lora", "steps", "guidance")
@@ -128,6 +131,12 @@ def _load_text_model(
             network = whole = Decoder(config)
     except (TypeError, ValueError) as error:
         raise ModelError(f"config.json: {error}") from error
+    checkpoint = SafetensorsFolder(spec.folder)
+    if config.tie_word_embeddings and has_a_head_of_its_own(checkpoint, family):
+        log.warning("%s: lm_head.weight is not that of the embeddings, as config.json says, and is used", spec.name)
+        config = replace(config, tie_word_embeddings=False)
+        with torch.device("meta"):
+            network = whole = Decoder(config)
     longest = config.max_position_embeddings
     if spec.max_model_len is not None and spec.max_model_len > longest:
         raise ModelError(f"max_model_len {spec.max_model_len} is more than the {longest} positions that the model knows")
@@ -138,7 +147,6 @@ def _load_text_model(
         network = divided(whole, Partition(rank, spec.ranks))
     if spec.quantization is not None:
         quantise(network.model.layers, spec.quantization)
-    checkpoint = SafetensorsFolder(spec.folder)
     modules = json.get("num_nextn_predict_layers") or 0
     behind = "|".join(str(config.num_hidden_layers + i) for i in range(modules))
     own = replace(family, ignored=rf"{family.ignored}|^model\.layers\.({behind})\.") if modules else family

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from service.engine.assembly import build_engine
 from service.models import filling
+from service.models.decoder import Decoder
 from service.models.generation_config import GenerationConfig
 from service.models.loading import ModelError, ModelSpec, TextModel, load_model
 from service.models.memory import available_memory, container_room
@@ -295,6 +298,28 @@ def test_a_big_checkpoint_shows_how_far_it_is(
     monkeypatch.setattr(sys, "stderr", terminal)
     load(folder)
     assert "loading chat: 100%" in terminal.getvalue()
+
+
+def test_a_head_that_was_trained_apart_is_used_whatever_the_config_ties(tmp_path: Path) -> None:
+    """As transformers does, since its version 5."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        tie_word_embeddings=False, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    for apart in (True, False):
+        if not apart:
+            model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+        model.save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**written, "tie_word_embeddings": True}))
+        loaded = load_model(ModelSpec.parse(f"m={tmp_path},dtype=float32"), torch.device("cpu")).network
+        assert isinstance(loaded, Decoder) and loaded.config.tie_word_embeddings is not apart
+        if apart:
+            assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
 MEASURE = """

@@ -55,7 +55,7 @@ OLD: dict[str, dict[str, Any]] = {
     "gemma2": {
         **COMMON, **GEMMA, "model_type": "gemma2", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
         "cache_implementation": "hybrid", "query_pre_attn_scalar": 32, "sliding_window": 512, "rope_theta": 1e4,
-        "num_key_value_heads": 2, "max_position_embeddings": 8192,
+        "num_key_value_heads": 2, "max_position_embeddings": 8192, "sliding_window_size": 512,
     },
     "gemma3 text": {
         **COMMON, **GEMMA, "model_type": "gemma3_text", "query_pre_attn_scalar": 32, "rope_local_base_freq": 1e4,
@@ -71,6 +71,7 @@ OLD: dict[str, dict[str, Any]] = {
         **COMMON, **SILU, "model_type": "phi3", "partial_rotary_factor": 0.5, "original_max_position_embeddings": 512,
         "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, "pad_token_id": 0,
         "sliding_window": 262144, "tie_word_embeddings": True, "lm_head_bias": False, "mlp_bias": False,
+        "full_attn_mod": 1, "interpolate_factor": 1,
     },
     "olmo2": {**COMMON, **SILU, "model_type": "olmo2", "attention_bias": False, "rope_theta": 5e5, "rope_scaling": None},
     "gpt2": {
@@ -79,13 +80,14 @@ OLD: dict[str, dict[str, Any]] = {
         "n_ctx": 64, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "resid_pdrop": 0.1,
         "summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True,
         "summary_type": "cls_index", "summary_use_proj": True, "vocab_size": 300,
-        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}, "n_special": 0,
+        "predict_special_tokens": True, "output_past": True,
     },
     "qwen3 moe": {
         **COMMON, **SILU, "model_type": "qwen3_moe", "decoder_sparse_step": 2, "mlp_only_layers": [3], "num_experts": 8,
         "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True, "output_router_logits": False,
         "router_aux_loss_coef": 0.001, "sliding_window": None, "max_window_layers": 48, "use_sliding_window": False,
-        "head_dim": 32,
+        "head_dim": 32, "use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0,
     },
     "mixtral": {
         **COMMON, **SILU, "model_type": "mixtral", "num_experts_per_tok": 2, "num_local_experts": 8, "sliding_window": None,
