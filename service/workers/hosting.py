@@ -21,6 +21,7 @@ from service.models.loading import EMBEDDED, ImageModel, ModelError, ModelSpec, 
 from service.models.model_spec import parse_all, readable
 from service.models.quality import read_quality
 from service.procedures.quality import QualityTable
+from service.procedures.speculative import MOST_BY_MASKS
 from service.workers.block_pool import BlockPool
 from service.workers.graphs import CudaCapture
 from service.workers.latent_worker import LatentWorker
@@ -100,7 +101,7 @@ class _Unsized:
     def demand(self, hosting: Hosting) -> TextDemand:
         pool, longest = self.host.pool, self.model.max_model_len
         needed = self.model.spec.max_model_len or min(longest, hosting.tokens)
-        beyond = max(self.model.network.config.block_lengths, default=0)
+        beyond = _beyond(self.model)
         try:
             forward = text_forward(self.host.worker, hosting.rows, hosting.tokens)
         except ModelError as error:
@@ -264,10 +265,16 @@ def _first_device(spec: ModelSpec, device: torch.device) -> torch.device:
     return device
 
 
+def _beyond(model: TextModel) -> int:
+    """Places beyond a text that a forward may take: those of a canvas, or of guesses by masks."""
+    config = model.network.config
+    masks = (1 + MOST_BY_MASKS) * (2 + MOST_BY_MASKS) - 1 if config.says_next and config.block_lengths else 0
+    return max([*config.block_lengths, masks])
+
+
 def _context(model: TextModel, pool: BlockPool, block_bytes: int, kv_memory: int) -> int:
     """The longest text: as long as the model knows, and as the cache has room for when nobody asked for a length."""
-    # A canvas takes places beyond the text.
-    positions = pool.blocks * pool.block_size - max(model.network.config.block_lengths, default=0)
+    positions = pool.blocks * pool.block_size - _beyond(model)
     name = model.spec.name
     if positions < 1:
         raise ModelError(f"{name}: kv_memory is {kv_memory} bytes, one block takes {block_bytes}")

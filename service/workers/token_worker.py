@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import triton_for
+from kernels.token_sampling import COLDEST
 from service.models.decoder import Decoder
 from service.models.heads import FeatureModule, Heads, MedusaHeads
 from service.models.parallel_decoder import ParallelDecoder
@@ -167,7 +168,8 @@ class TokenWorker:
             own = logits[at : at + len(row.wanted)]
             at += len(row.wanted)
             if row.mode == "block" and row.wanted:
-                _, (temperatures,) = staged(self.device, [], [[warmth(draw, row.heat) for draw in move.every_draw()]])
+                warmths = [max(COLDEST, warmth(draw, row.heat)) for draw in move.every_draw()]
+                _, (temperatures,) = staged(self.device, [], [warmths])
                 carried[i] = self._conditioning.carried(own, temperatures)
         return carried
 

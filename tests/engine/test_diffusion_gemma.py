@@ -185,3 +185,12 @@ def test_without_parameters_a_canvas_is_refined_as_published_or_as_its_generatio
         procedure_parameters(card, {"rule": "threshold"})
     with pytest.raises(InvalidField, match="next"):
         procedure_parameters(card, {"name": "autoregressive"})
+
+
+def test_what_a_canvas_was_drawn_from_is_finite_at_any_heat(folder: Path) -> None:
+    reference(folder)
+    engine = engine_of(folder)
+    given = {"name": "block_diffusion", **PUBLISHED, "t_max": 1e-39, "t_min": 1e-39}
+    parameters = procedure_parameters(engine.models["m"].card, given)[1]
+    outputs = finish_all(engine, [submit("a", prompt_of(15), 12, parameters=parameters, temperature=1.0, seed=1)])
+    assert not outputs.failed and len(outputs.tokens["a"]) == 12

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from service.engine.assembly import _drafters
 from service.engine.cost import ForwardCost
+from service.engine.messages import Failed
 from service.procedures.speculative import SpeculativeParameters
 from tests.engine.driving import engine_on, finish_all, image_request, text_request
 from tests.engine.test_speculative import CASES, SAMPLING, WORK, pairs, replace_procedure
@@ -59,3 +61,18 @@ def test_masks_fall_away_where_a_token_more_is_not_free_and_come_where_it_is(
         for submit in submits:
             assert bool(drafted.done[submit.id].usage.drafted_tokens) == some
         assert some or max(tick.tokens for tick in drafted.ticks[-20:]) <= 3
+
+
+def test_a_text_as_long_as_the_context_has_room_for_its_masks(tmp_path: Path) -> None:
+    """Where memory limits the context, and not the model."""
+    engine_on(tmp_path)
+    file = tmp_path / "text" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 8192}))
+    engine = engine_on(tmp_path)
+    longest = engine.models["text"].card.max_model_len
+    assert 3000 < longest < 8192
+    for count in (3, 6):
+        parameters = MASK | {"draft_tokens": count}
+        request = text_request(f"r{count}", 5, "speculative", parameters=parameters, prompt_length=10, max_tokens=longest - 10)
+        assert not any(isinstance(event, Failed) for event in engine.take(request))
+        engine.abort_all()
