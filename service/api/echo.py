@@ -35,8 +35,10 @@ class Echo:
         return self.text[self.offsets[start] : self.offsets[stop] if stop < len(self.offsets) else None]
 
     def ending(self, output: TextOutput) -> Tokenwise:
-        """The token that ended the output. It is no part of the text; who counts entries from the end relies on one for
-        every token that was drawn."""
+        """The token that ended the output, behind a prompt that was scored. It is no part of the text; who counts entries from
+        the end relies on one for every token that was drawn."""
+        if not self.token_ids:
+            return Tokenwise()
         first = max(0, len(self.token_ids) - 1)
         tokens = output.scored[first:]
         return Tokenwise(tokens, list(output.scores[first:]), [len(self.text) + output.length] * len(tokens))

@@ -160,7 +160,7 @@ class CompletionExchange(Exchange):
         if isinstance(event, Scores):
             known = len(output.scores)
             output.feed(event)
-            return [self._scored(index, known + 1)] if len(output.scores) > known else []
+            return [self._scored(index, known + 1)] if self._echoes[index].token_ids and len(output.scores) > known else []
         text, tokens = output.feed(event)
         done = isinstance(event, Done)
         chunks = []

@@ -69,10 +69,10 @@ class Detokenizer:
         self._codec = codec
         self._shown = shown
         self._tokens: list[int] = [token for token in before[-CONTEXT:] if token not in codec.special]
+        while REPLACEMENT in self._decoded():  # they begin inside a character or, until none is left, end in one
+            del self._tokens[0]
         self._given = len(self._decoded())
         self._pending = 0
-        if REPLACEMENT in self._decoded():  # it begins or ends inside a character, which is not to be made up for
-            self._tokens, self._given = [], 0
 
     def push(self, tokens: Sequence[int], last: bool = False) -> str:
         """The text that these tokens complete; everything that is left when `last`."""

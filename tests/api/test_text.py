@@ -91,6 +91,7 @@ def test_a_text_that_goes_on_keeps_the_space_that_a_text_of_its_own_would_not_ha
     assert Detokenizer(byte_fallback).push([space, a]) == "a"
     euro = [byte_fallback.tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "€".encode()]
     assert Detokenizer(byte_fallback, before=[a, *euro]).push([space, a]) == " a"
+    assert Detokenizer(byte_fallback, before=[*euro[1:], *[a] * 6]).push([space, a]) == " a"
     assert Detokenizer(byte_fallback, before=[a, *euro[:2]]).push([a]) == "a"
     assert Detokenizer(byte_fallback, before=[*euro * 4][:-1]).push(euro, last=True) == "€"
 

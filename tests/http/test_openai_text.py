@@ -105,6 +105,18 @@ def test_best_of_shows_those_with_the_highest_mean_log_probability(client: opena
     assert best.usage.completion_tokens == 6 * 12 and best.choices[0].logprobs is None
 
 
+def test_a_token_that_ends_the_text_has_no_entry_where_no_prompt_is_scored(client: openai.OpenAI) -> None:
+    asked = {"model": "hermes", "prompt": "What", "max_tokens": 60, "logprobs": 1, "seed": 5}
+    free = client.completions.create(**asked, extra_body={"return_token_ids": True, "ignore_eos": True}).choices[0].token_ids
+    extra = {"return_token_ids": True, "stop_token_ids": [free[10]]}
+    whole = client.completions.create(**asked, extra_body=extra).choices[0]
+    assert whole.finish_reason == "stop" and whole.token_ids == free[: free.index(free[10])]
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**asked, extra_body=extra, stream=True)]
+    for choices in ([whole], chunks):
+        told = [token for choice in choices if choice.logprobs for token in choice.logprobs.tokens]
+        assert len(told) == len(whole.token_ids)
+
+
 def test_an_echo_is_the_prompt_as_it_was_given(client: openai.OpenAI) -> None:
     prompt = "<|im_start|>user\nHello  <|im_end|>"
     answer = client.completions.create(model="hermes", prompt=prompt, echo=True, max_tokens=1, temperature=0)
