@@ -177,7 +177,8 @@ def test_the_code_that_is_copied_does_the_same(visit: Visit, server: Server, tmp
         visit.ask(max_tokens=12, temperature=0.5, top_k=40)
     else:
         visit.choose("flow_map", steps=2)
-        Image.new("RGB", (32, 32), (255, 0, 0)).save(tmp_path / "picture.png")
+        # Longer, in base64, than one argument of a program may be.
+        Image.effect_noise((400, 400), 90.0).convert("RGB").save(tmp_path / "picture.png")
         visit.set("#negative", "")
         page.set_input_files("#picture-file", tmp_path / "picture.png")
     visit.run()

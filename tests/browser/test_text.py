@@ -50,6 +50,52 @@ def test_accepted_drafts_are_marked(visit: Visit) -> None:
     assert drafted > accepted_tokens == sum(data["accepted"] for data in tokens)
 
 
+CANVAS = """async (text) => {
+  const { TextView } = await import("./static/text_view.js");
+  const view = new TextView("", "Output");
+  document.body.append(view.element);
+  view.revision({ start: 0, positions: [], token_ids: [], length: 6, text });
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const spans = view.element.querySelectorAll(".mask, .set, .fresh");
+  const seen = Array.from(spans, (one) => [one.className, one.textContent]);
+  view.element.remove();
+  return seen;
+}"""
+
+
+def test_signs_of_two_units_are_whole_in_a_canvas(visit: Visit) -> None:
+    assert visit.page.evaluate(CANVAS, "😀😀▁▁a😀b") == [["fresh", "😀😀"], ["mask", "··"], ["fresh", "a😀b"]]
+
+
+def test_two_procedures_have_one_seed_also_where_none_is_given(visit: Visit) -> None:
+    visit.page.check("#compare")
+    visit.ask(max_tokens=3, seed="")
+    visit.run()
+    visit.until("done", 2)
+    first, second = visit.bodies()
+    assert first["seed"] == second["seed"]
+
+
+def test_an_integer_that_the_page_cannot_write_is_said_and_not_changed(visit: Visit) -> None:
+    visit.ask(seed="9007199254740993")
+    visit.run()
+    expect(visit.page.locator("#request-seed-refusal")).to_have_text("this page writes integers up to 9007199254740991")
+    visit.ask(seed=1, n=300000)
+    visit.run()
+    expect(visit.page.locator("#request-n-refusal")).to_have_text("this page shows at most 1024 outputs")
+    assert visit.bodies() == []
+
+
+def test_what_is_cancelled_ends_also_where_the_server_does_not_answer_that(visit: Visit) -> None:
+    visit.page.route("**/v1/requests/*", lambda route: None)
+    visit.ask(max_tokens=1900, ignore_eos=True)
+    visit.run()
+    visit.until("running")
+    visit.page.click("#cancel")
+    visit.until("cancelled")
+    expect(visit.page.locator("#run")).to_be_enabled()
+
+
 def test_a_canvas_is_provisional_until_it_is_committed(visit: Visit, server: Server) -> None:
     visit.choose("block_diffusion", block_length=32, rule="confidence", steps=32)
     visit.ask(max_tokens=64, seed=2)

@@ -54,8 +54,16 @@ async function asked(path, options = {}) {
   throw new ServerError(response.status, { ...detail, retryAfter });
 }
 
-export const json = async (path) => (await asked(path)).json();
-export const text = async (path) => (await asked(path)).text();
+export const json = async (path) => whole((await asked(path)).json());
+export const text = async (path) => whole((await asked(path)).text());
+
+async function whole(body) {
+  try {
+    return await body;
+  } catch {
+    throw new ServerError(0, { message: "The answer is not whole, or is somebody else's", code: "unreachable" });
+  }
+}
 
 /** Ends a request on the server. Resolves to false where it had ended already. */
 export async function cancel(id) {

@@ -18,20 +18,21 @@ export function proceduresOf(catalogue, model) {
   return names.map((name) => catalogue.procedures.get(name)).filter(Boolean);
 }
 
-/** The parameters of a procedure on this model: choices and defaults are those of the model's card.
- *  `starts` is whether a picture is given to start from. */
-export function parametersOf(model, procedure, starts) {
+/** The parameters of a procedure on this model: choices and defaults are those of the model's card, which has some for the
+ *  rule of its own, where `rule` is no other. `starts` is whether a picture is given to start from. */
+export function parametersOf(model, procedure, starts, rule = model.canvas_defaults.rule) {
   return fieldsOf(procedure.parameters).flatMap((field) => {
-    const narrowed = narrow(model, procedure, field, starts);
+    const narrowed = narrow(model, procedure, field, starts, rule);
     return narrowed ? [narrowed] : [];
   });
 }
 
-function narrow(model, procedure, field, starts) {
+function narrow(model, procedure, field, starts, rule) {
   const defaults = model.procedure_defaults;
   if (procedure.name === model.default_procedure && field.name in defaults) field = { ...field, value: defaults[field.name] };
   if (field.name === "guidance" && "guidance" in defaults) field = { ...field, value: defaults.guidance };
-  if (field.name in model.canvas_defaults) field = { ...field, value: model.canvas_defaults[field.name] };
+  const own = field.name === "rule" || rule === model.canvas_defaults.rule;
+  if (own && field.name in model.canvas_defaults) field = { ...field, value: model.canvas_defaults[field.name] };
   switch (field.name) {
     case "block_length": {
       if (!model.block_lengths.length) return field;

@@ -5,6 +5,7 @@ import { acceptInput, Fields, refuseInput } from "./fields.js";
 import { GivenPicture } from "./given_picture.js";
 import { FieldError } from "./schema.js";
 
+const MOST_OUTPUTS = 1024;
 const PROMINENT = ["steps", "guidance", "strength", "gamma", "iterations", "drafter", "draft_tokens", "block_length", "rule", "threshold"];
 const PROMINENT_REQUEST = ["max_tokens", "temperature", "size", "n", "seed"];
 const PREVIEWS = 10;
@@ -47,6 +48,8 @@ export class Composer {
     const ways = this.comparing ? this.#ways : this.#ways.slice(0, 1);
     try {
       const request = this.#request.values();
+      if (request.n > MOST_OUTPUTS) throw new FieldError("n", `this page shows at most ${MOST_OUTPUTS} outputs`);
+      if (this.comparing) request.seed ??= freshSeed();
       return ways.map((way) => this.#plan(way, request));
     } catch (error) {
       if (error instanceof FieldError) this.refuse(error.field, error.message, error.way ?? 0);
@@ -152,6 +155,11 @@ class Way {
     this.#starts = starts;
     this.#fields = new Fields(byId(`way-${letter}-fields`), `way-${letter}`, "More parameters");
     byId(`way-${letter}-procedure`).addEventListener("change", () => this.#choose());
+    byId(`way-${letter}-fields`).addEventListener("change", ({ target }) => {
+      if (target.name !== `way-${letter}-rule`) return;
+      this.showParameters(target.value);
+      this.#fields.input("rule").focus();
+    });
   }
 
   show(model, procedures, first) {
@@ -163,8 +171,11 @@ class Way {
     this.#choose();
   }
 
-  showParameters() {
-    this.#fields.show(parametersOf(this.#model, this.procedure, this.#starts()), PROMINENT);
+  showParameters(rule = this.#model.canvas_defaults.rule) {
+    const show = (rule) => this.#fields.show(parametersOf(this.#model, this.procedure, this.#starts(), rule), PROMINENT);
+    show(rule);
+    const chosen = this.#fields.input("rule")?.value;
+    if (chosen !== undefined && chosen !== rule) show(chosen);
   }
 
   get usualSteps() {

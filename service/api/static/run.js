@@ -51,10 +51,7 @@ export class Run {
   async cancel() {
     if (this.#over) return;
     this.#given = true;
-    if (this.#id === null || !(await cancel(this.#id).catch(() => false))) {
-      this.#abort.abort();
-      return;
-    }
     setTimeout(() => this.#over || this.#abort.abort(), PATIENCE_MS);
+    if (this.#id === null || !(await cancel(this.#id).catch(() => false))) this.#abort.abort();
   }
 }

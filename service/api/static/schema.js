@@ -84,6 +84,9 @@ export function valueOf(field, raw) {
   }
   const value = Number(typed);
   if (!Number.isFinite(value)) throw new FieldError(field.name, `${field.name} is a number`);
+  if (field.kind === "integer" && Math.abs(value) > Number.MAX_SAFE_INTEGER) {
+    throw new FieldError(field.name, `this page writes integers up to ${Number.MAX_SAFE_INTEGER}`);
+  }
   return value;
 }
 

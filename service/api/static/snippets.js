@@ -22,7 +22,9 @@ function curl(base, body, kind, keyed, pictured) {
   const data = json.replace(stands, `'"$(base64 < ${PICTURE_FILE} | tr -d '\\n')"'`);
   const lines = [`curl -N ${base}/v1/generate \\`, "  -H 'Content-Type: application/json' \\"];
   if (keyed) lines.push('  -H "Authorization: Bearer $STRIDE_API_KEY" \\');
-  return [...lines, `  -d '${data}'`].join("\n");
+  if (!pictured) return [...lines, `  -d '${data}'`].join("\n");
+  // A picture is longer than one argument of a program may be.
+  return [`printf '%s' '${data}' \\`, `  | ${lines[0]}`, ...lines.slice(1), "  --data-binary @-"].join("\n");
 }
 
 function openai(base, body, kind, keyed, pictured) {

@@ -96,12 +96,13 @@ function run(data, number) {
 
 /** The nodes of a canvas: masks, what is set, and what was set since it was last shown. */
 function canvasNodes(text, before) {
-  const kinds = Array.from(text, (sign, i) => (sign === MASK ? "mask" : sign === before[i] ? "set" : "fresh"));
+  const [signs, old] = [Array.from(text), Array.from(before)]; // by characters, which may be two units of a string
+  const kinds = signs.map((sign, i) => (sign === MASK ? "mask" : sign === old[i] ? "set" : "fresh"));
   const nodes = [];
   let start = 0;
   for (let i = 1; i <= kinds.length; i += 1) {
     if (i < kinds.length && kinds[i] === kinds[start]) continue;
-    const part = text.slice(start, i);
+    const part = signs.slice(start, i).join("");
     nodes.push(make("span", { class: kinds[start], "aria-hidden": kinds[start] === "mask" ? "true" : null }, part.replaceAll(MASK, "·")));
     start = i;
   }
