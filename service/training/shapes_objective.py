@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from service.training.exact_denoiser import ExactScenes, exact_denoised
 from service.training.trajectories import Captions, Jumps
 
-TIME_SPREAD = 1.2
-EVEN_TIMES = 0.15
+TIME_SPREAD = 0.9
+EVEN_TIMES = 0.1
 FULL_WEIGHT_FROM = 0.3
 
 

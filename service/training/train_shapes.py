@@ -64,7 +64,7 @@ class ShapesTrainingOptions:
     flow_map_average_decay: float = 0.995
     flow_map_decay_fraction: float = 0.5
     caption_dropout: float = 0.1
-    noise_bias: float = 1.6
+    noise_bias: float = 1.9
     velocity_share: float = 1 / 3
     paths: int = 1024
     paths_a_step: int = 4
