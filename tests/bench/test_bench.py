@@ -34,6 +34,7 @@ class FakeService(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.bodies: list[dict[str, Any]] = []
+        self.asked: list[str] = []
         self.lock = threading.Lock()
         self.running = self.most_running = 0
         self.break_images = False
@@ -50,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        self.server.asked.append(self.path)
         models = [{"id": "words", "kind": "text"}, {"id": "pictures", "kind": "image"}]
         self._answer(200, "application/json", json.dumps({"object": "list", "data": models}))
 
@@ -155,6 +157,7 @@ def test_a_server_that_cannot_start_is_said_so(capsys: pytest.CaptureFixture[str
 
 def test_a_slash_behind_the_address_is_none_too_many(fake: FakeService) -> None:
     assert bench("--url", fake.url + "/", "--requests", "2") == 0
+    assert fake.asked == ["/v1/models"]
 
 
 def test_the_server_of_a_run_takes_no_key_and_is_asked_directly_and_ended(
