@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.asked.append(self.requestline.split()[1])  # `path` has no two slashes at its beginning
         models = [{"id": "words", "kind": "text"}, {"id": "pictures", "kind": "image"}]
         self._answer(200, "application/json", json.dumps({"object": "list", "data": models}))
 
