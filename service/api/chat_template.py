@@ -20,6 +20,7 @@ from service.engine.validation import InvalidField
 SECONDS = 5.0
 LONGEST = 16 << 20
 DEFAULT, WITH_TOOLS = "default", "tool_use"
+FINAL_MESSAGE_END = "<END OF THE FINAL MESSAGE> "
 RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"}
 
 _deadline: ContextVar[float] = ContextVar("deadline")
@@ -59,9 +60,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         if (operator == "*" and size * times > LONGEST) or (operator == "**" and times > 64):
             raise TemplateError(f"{operator} would make something too large")
         return super().call_binop(context, operator, left, right)
-
-
-FINAL_MESSAGE_END = "<END OF THE FINAL MESSAGE> "
 
 
 class ChatTemplate:

@@ -39,6 +39,6 @@ class Echo:
         the end relies on one for every token that was drawn."""
         if not self.token_ids:
             return Tokenwise()
-        first = max(0, len(self.token_ids) - 1)
+        first = len(self.token_ids) - 1
         tokens = output.scored[first:]
         return Tokenwise(tokens, list(output.scores[first:]), [len(self.text) + output.length] * len(tokens))

@@ -76,9 +76,10 @@ def _put(into: dict[str, Any], path: list[str], value: Any) -> bool:
     field that the last one has."""
     name, *rest = path
     if not rest:
-        fresh = name not in into
-        into.setdefault(name, value)
-        return fresh
+        if name in into:
+            return False
+        into[name] = value
+        return True
     if rest[0]:
         inner = into.setdefault(name, {})
         return isinstance(inner, dict) and _put(inner, rest, value)

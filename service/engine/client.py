@@ -266,20 +266,19 @@ class EngineClient:
             while True:
                 for event in self._decoder.decode(await inbox.recv()):
                     self._dispatch(event)
-                self._heard = time.monotonic()
         except Exception:
             log.exception("a defect: what the engine said could not be taken in, and it is started again")
             with suppress(ProcessLookupError):
                 process.kill()
 
     def _dispatch(self, event: FromEngine) -> None:
+        self._heard = time.monotonic()
         match event:
             case Tick() | Gauges():
                 self._observe(event)
             case Ready(models=models):
                 self.models = {card.name: card for card in models}
                 self.ready = not self._stopping.is_set()
-                self._heard = time.monotonic()
                 self._loaded(models)
             case Done() | Failed():
                 stream = self._streams.pop(event.id, None)

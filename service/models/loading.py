@@ -127,16 +127,14 @@ def _load_text_model(
         config = read_config(json, spec.max_model_len)
         given = [part["eos_token_id"] for part in (json, text, family.defaults) if "eos_token_id" in part]
         eos = token_ids("eos_token_id", given[0] if given else None) or ()
+        checkpoint = SafetensorsFolder(spec.folder)
+        if config.tie_word_embeddings and has_a_head_of_its_own(checkpoint, family):
+            log.warning("%s: lm_head.weight is not that of the embeddings, as config.json says, and is used", spec.name)
+            config = replace(config, tie_word_embeddings=False)
         with torch.device("meta"):
             network = whole = Decoder(config)
     except (TypeError, ValueError) as error:
         raise ModelError(f"config.json: {error}") from error
-    checkpoint = SafetensorsFolder(spec.folder)
-    if config.tie_word_embeddings and has_a_head_of_its_own(checkpoint, family):
-        log.warning("%s: lm_head.weight is not that of the embeddings, as config.json says, and is used", spec.name)
-        config = replace(config, tie_word_embeddings=False)
-        with torch.device("meta"):
-            network = whole = Decoder(config)
     longest = config.max_position_embeddings
     if spec.max_model_len is not None and spec.max_model_len > longest:
         raise ModelError(f"max_model_len {spec.max_model_len} is more than the {longest} positions that the model knows")

@@ -83,6 +83,12 @@ class SpeculativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=T
         msgspec.structs.force_setattr(self, "ngram_max", longest)
 
 
+def scratch_of_masks(guesses: int) -> int:
+    """Places that so many guesses take with the bundles of masks, a mask more than guesses, behind each of them and behind the
+    last committed token."""
+    return (1 + guesses) * (2 + guesses) - 1
+
+
 class Speculative:
     """One request's. The guesses are in its state; the lookup holds nothing but what its tokens say."""
 
@@ -125,7 +131,7 @@ class Speculative:
         """Guesses, whose places do not go beyond the limit; but by masks the bundles behind all of them and behind the last
         committed token too."""
         if self.parameters.drafter == "mask":
-            return (1 + self._limit) * (1 + self._bundle) - 1
+            return scratch_of_masks(self._limit)
         return max(0, min(self._limit * self.parameters.width, room - 1))
 
     @property

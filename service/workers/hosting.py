@@ -21,7 +21,7 @@ from service.models.loading import EMBEDDED, ImageModel, ModelError, ModelSpec, 
 from service.models.model_spec import parse_all, readable
 from service.models.quality import read_quality
 from service.procedures.quality import QualityTable
-from service.procedures.speculative import MOST_BY_MASKS
+from service.procedures.speculative import MOST_BY_MASKS, scratch_of_masks
 from service.workers.block_pool import BlockPool
 from service.workers.graphs import CudaCapture
 from service.workers.latent_worker import LatentWorker
@@ -268,7 +268,7 @@ def _first_device(spec: ModelSpec, device: torch.device) -> torch.device:
 def _beyond(model: TextModel) -> int:
     """Places beyond a text that a forward may take: those of a canvas, or of guesses by masks."""
     config = model.network.config
-    masks = (1 + MOST_BY_MASKS) * (2 + MOST_BY_MASKS) - 1 if config.says_next and config.block_lengths else 0
+    masks = scratch_of_masks(MOST_BY_MASKS) if config.says_next and config.block_lengths else 0
     return max([*config.block_lengths, masks])
 
 
