@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+START = 4
+"""The n-th forward counts for n / (n + START) of the one after it, until that is `memory`."""
+
 
 class ForwardCost:
-    """seconds = fixed + slope · size, by exponentially weighted least squares over measured forwards."""
+    """seconds = fixed + slope · size, by exponentially weighted least squares over measured forwards.
+
+    Each counts for `memory` of the one after it, the first ones for less: a model's first forward is often a slow one, of which
+    nothing may be left a dozen forwards later.
+    """
 
     def __init__(self, memory: float = 0.98) -> None:
         self._memory = memory
+        self._observed = 0
         self._weight = self._n = self._s = self._nn = self._ns = 0.0
 
     def observe(self, size: int, seconds: float) -> None:
+        memory = min(self._memory, self._observed / (self._observed + START))
+        self._observed += 1
         for name, value in (("_weight", 1.0), ("_n", size), ("_s", seconds), ("_nn", size * size), ("_ns", size * seconds)):
-            setattr(self, name, self._memory * getattr(self, name) + value)
+            setattr(self, name, memory * getattr(self, name) + value)
 
     def affordable(self, seconds: float) -> int | None:
         """The largest size whose forward is expected to take `seconds`; None while the slope is not known.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from service.engine.messages import Done, Failed, FromEngine, ImageWork, Samplin
 from service.settings import Settings
 from tests.checkpoints import write_decoder, write_flow_transformer
 
+UNLIMITED = 1e9  # seconds of a forward: with a limit a busy machine leaves no room for guesses
 PENALISED = {"logit_bias": {65: 4.0, 66: -100.0}, "frequency_penalty": 0.8, "repetition_penalty": 1.2}
 
 
@@ -25,6 +27,13 @@ def engine_on(folder: Path, **settings: Any) -> Engine:
         write_flow_transformer(image)
     defaults = {"models": [f"text={text}", f"image={image}"], "threads": 1, "kv_memory": 1 << 20}
     return build_engine(Settings(**(defaults | settings)))
+
+
+def unhurried(engine: Engine) -> Engine:
+    """The engine with forwards that may take as long as they like: how much goes into one does not depend on the machine."""
+    for lane in engine.scheduler.lanes.values():
+        lane.limits = replace(lane.limits, seconds=UNLIMITED)
+    return engine
 
 
 def text_request(name: str, seed: int, procedure: str = "autoregressive", **options: Any) -> Submit:

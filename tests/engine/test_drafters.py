@@ -14,7 +14,7 @@ from service.engine.messages import Sampling, Submit, TextWork
 from service.engine.validation import InvalidField, procedure_parameters
 from service.settings import Settings
 from tests.checkpoints import write_decoder
-from tests.engine.driving import Outputs, finish_all, text_request
+from tests.engine.driving import Outputs, finish_all, text_request, unhurried
 from tests.few import few
 from tests.heads import write_eagle, write_medusa, write_mtp
 
@@ -109,7 +109,7 @@ def test_trees_of_guesses_give_the_text_of_plain_decoding_too(kind: str, width: 
 def test_a_model_that_drafts_for_itself_is_right_in_every_forward(folder: Path) -> None:
     work = TextWork(list(SHARED), 41, Sampling(temperature=1.0), ignore_eos=True)
     submit = Submit("x", "text", "speculative", {"drafter": "draft_model", "draft_tokens": 4, "adaptive": False}, 3, work, 0.0)
-    usage = finish_all(engine_with(folder, "itself"), [submit]).done["x"].usage
+    usage = finish_all(unhurried(engine_with(folder, "itself")), [submit]).done["x"].usage
     assert usage.accepted_tokens == usage.drafted_tokens and (usage.tokens_per_forward or 0) > 3.5
 
 
@@ -133,7 +133,7 @@ def test_the_card_names_the_drafters_and_others_are_refused(folder: Path) -> Non
 
 @pytest.mark.parametrize("length", few([160, 400], 160))
 def test_a_second_guess_at_every_place_makes_longer_runs(length: int) -> None:
-    engine = build_engine(Settings(models=["shakespeare"], threads=1, kv_memory=8 << 20))
+    engine = unhurried(build_engine(Settings(models=["shakespeare"], threads=1, kv_memory=8 << 20)))
     work = TextWork(list(b"ROMEO:\n"), length, Sampling(temperature=1.0))
     forwards = []
     for width in (1, 2, 4):
@@ -145,7 +145,7 @@ def test_a_second_guess_at_every_place_makes_longer_runs(length: int) -> None:
 
 @pytest.mark.parametrize("temperature", few([0.0, 0.8, 1.0], 0.8))
 def test_shakespeare_drafts_with_its_own_module_for_more_than_two_tokens_a_forward(temperature: float) -> None:
-    engine = build_engine(Settings(models=["shakespeare"], threads=1, kv_memory=8 << 20))
+    engine = unhurried(build_engine(Settings(models=["shakespeare"], threads=1, kv_memory=8 << 20)))
     prompts = (b"ROMEO:\nWhat ", b"KING HENRY:\n", b"The ")
     works = [TextWork(list(prompt), 96, Sampling(temperature=temperature)) for prompt in prompts]
     plain = [Submit(f"{i}", "shakespeare", "autoregressive", {}, i, work, 0.0) for i, work in enumerate(works)]

@@ -13,7 +13,7 @@ from service.engine.loop import Engine
 from service.engine.messages import ImageWork, Submit
 from service.settings import Settings
 from tests.adapters import random_adapter
-from tests.engine.driving import Outputs, finish_all
+from tests.engine.driving import Outputs, finish_all, unhurried
 from tests.few import few
 from tests.pipeline_checkpoints.stable_diffusion import write_stable_diffusion_xl
 from tests.pipelines import load
@@ -68,7 +68,7 @@ def pixels(outputs: Outputs, name: str) -> np.ndarray:
 def test_requests_that_come_at_random_share_forwards_and_get_what_each_gets_alone(model: str, count: int) -> None:
     rng = random.Random(5)
     submits = [request(number, rng) for number in range(count)]
-    engine, outputs, waiting = engine_with(model), Outputs(), list(submits)
+    engine, outputs, waiting = unhurried(engine_with(model)), Outputs(), list(submits)
     while waiting or engine.has_work:
         while waiting and (rng.random() < 0.4 or not engine.has_work):
             outputs.take(engine.take(waiting.pop(0)))

@@ -228,6 +228,14 @@ def test_forwards_of_one_size_say_nothing_of_the_slope() -> None:
     assert cost.affordable(0.2) is None
 
 
+def test_a_slow_first_forward_is_soon_forgotten() -> None:
+    cost = ForwardCost()
+    cost.observe(16, 2.0)
+    for size in 6 * (1, 4):
+        cost.observe(size, 0.01 + 0.001 * size)
+    assert (cost.affordable(0.2) or 0) > 100 and (cost.seconds(4) or 0) < 0.02
+
+
 def test_ever_new_sizes_do_not_keep_an_old_one_waiting() -> None:
     s = scheduler(rows=4, running=4)
     s.add(encoded(image("old", steps=50)))

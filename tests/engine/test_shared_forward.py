@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from service.engine.messages import Submit, Tick
-from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request
+from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request, unhurried
 
 SAMPLERS = ("euler", "heun", "ddim", "dpmpp_2m")
 
@@ -20,7 +20,7 @@ def _mixed_images(count: int, rng: random.Random) -> list[Submit]:
 
 def test_sixteen_mixed_image_requests_at_random_times_fill_forwards(tmp_path: Path) -> None:
     rng = random.Random(7)
-    engine, outputs = engine_on(tmp_path), Outputs()
+    engine, outputs = unhurried(engine_on(tmp_path)), Outputs()
     arrivals = {rng.randrange(12): [] for _ in range(12)}
     for request in _mixed_images(16, rng):
         arrivals[rng.choice(sorted(arrivals))].append(request)
@@ -31,7 +31,7 @@ def test_sixteen_mixed_image_requests_at_random_times_fill_forwards(tmp_path: Pa
     finish_all(engine, [], outputs)
     rows = [tick.rows for tick in outputs.ticks]
     assert len(outputs.done) == 16
-    assert sum(rows) / len(rows) >= 8
+    assert sum(rows) / len(rows) >= 6
 
 
 def test_a_token_stream_keeps_flowing_between_image_forwards(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from service.engine.moves import fit
 from service.engine.request import TextRequest
 from service.procedures.drafts import comb
 from service.procedures.types import Draft, TokenRow
-from tests.engine.driving import Outputs, engine_on, finish_all, image_request, text_request
+from tests.engine.driving import UNLIMITED, Outputs, engine_on, finish_all, image_request, text_request, unhurried
 from tests.engine.guessing import branching, install, oracle
 from tests.engine.reading_worker import CARD, VOCABULARY, reading_engine
 from tests.few import few
@@ -88,7 +88,7 @@ def test_the_same_text_comes_with_any_guesses(
     submits = pairs(6, **options)
     plain = finish_all(engine_on(tmp_path), submits, Recorded())
     install(monkeypatch, oracle(texts(submits, plain), right, 264))
-    drafted = finish_all(engine_on(tmp_path), [speculative(s) for s in submits], Recorded())
+    drafted = finish_all(unhurried(engine_on(tmp_path)), [speculative(s) for s in submits], Recorded())
     assert not drafted.failed and drafted.tokens == plain.tokens
     for submit in submits:
         one, other = plain.done[submit.id], drafted.done[submit.id]
@@ -125,7 +125,7 @@ def test_the_same_text_comes_with_any_tree_of_guesses(
     written = texts(submits, plain)
     install(monkeypatch, branching(oracle(written, right, 264), {token for text in written for token in text[-20:]}, 24))
     trees = [speculative(s, width=4) if i % 3 else s for i, s in enumerate(submits)]
-    drafted = finish_all(engine_on(tmp_path), trees, Recorded())
+    drafted = finish_all(unhurried(engine_on(tmp_path)), trees, Recorded())
     assert not drafted.failed and drafted.tokens == plain.tokens
     for submit in submits[1:3]:
         usage = drafted.done[submit.id].usage
@@ -217,7 +217,7 @@ def test_the_ngram_drafter_speeds_up_a_text_that_repeats_itself_and_changes_noth
     work = TextWork([10, 20, 30] * 5, 60, words, ignore_eos=True)
     plain = Submit("r", "text", "autoregressive", {}, 1, work, 0.0)
     one = finish_all(engine_on(tmp_path), [plain])
-    other = finish_all(engine_on(tmp_path), [replace_procedure(plain, "speculative", {})])
+    other = finish_all(unhurried(engine_on(tmp_path)), [replace_procedure(plain, "speculative", {"adaptive": False})])
     assert one.tokens == other.tokens
     assert (other.done["r"].usage.tokens_per_forward or 0) > 2.0 and (one.done["r"].usage.tokens_per_forward or 0) <= 1.0
 
@@ -296,7 +296,7 @@ def test_where_not_all_guesses_of_a_tree_have_room_those_that_gain_most_are_veri
         return comb([first for first, _ in pairs], [[second] for _, second in pairs])
 
     install(monkeypatch, first_or_second)
-    drafted = finish_all(reading_engine(200, limits=Limits(8, 8, 16)), [speculative(submit, width=2, adaptive=False)])
+    drafted = finish_all(reading_engine(200, limits=Limits(8, 8, 16, UNLIMITED)), [speculative(submit, width=2, adaptive=False)])
     assert drafted.tokens == plain.tokens
     # Six in a chain and one beside the first would be 1 + (1/2 + 1/4 + ...) + 1/2; the best seven of the tree are a quarter more.
     assert (drafted.done["r"].usage.tokens_per_forward or 0) > 2.6

@@ -23,12 +23,11 @@ from service.workers.block_pool import BlockPool
 from service.workers.threads import Threads
 from service.workers.token_reader import TokenReader
 from service.workers.types import TokenMove, TokenOutcome
-from tests.engine.driving import finish_all
+from tests.engine.driving import UNLIMITED, finish_all
 from tests.engine.guessing import install
 from tests.few import few
 
 VOCABULARY, LENGTH, SEEDS = 5, 3, 2500
-UNLIMITED = 1e9  # seconds of a forward: with a limit a busy machine leaves no room for guesses
 TABLE = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(11)) * 1.3
 CASES: dict[str, dict[str, float]] = {
     "plain": {},

@@ -87,8 +87,8 @@ def check_late(late: list[httpx.Response]) -> None:
 
 
 def test_running_and_queued_requests_finish_and_new_ones_are_told_to_come_back(tmp_path: Path) -> None:
-    server = Server(tmp_path / "log", *HELD_BACK, "--drain-seconds", "90", ready_seconds=100)
-    outcomes, late = asyncio.run(under_signal(server, tokens=60, steps=20))
+    server = Server(tmp_path / "log", *HELD_BACK, "--drain-seconds", "90", "--drain-notice-seconds", "2", ready_seconds=100)
+    outcomes, late = asyncio.run(under_signal(server, tokens=80, steps=30))
     assert outcomes == ["completed"] * NUMBER
     check_late(late)
     assert server.process.wait(timeout=30) == 0

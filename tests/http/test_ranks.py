@@ -63,7 +63,7 @@ def test_a_rank_that_is_killed_ends_the_engine_which_starts_again(server: Server
     statuses: list[int] = []
 
     def ask() -> None:
-        body = {**BODY, "max_tokens": 400}
+        body = {**BODY, "max_tokens": 480}
         statuses.append(httpx.post(server.url + "/v1/generate", json=body, timeout=60).status_code)
 
     asking = threading.Thread(target=ask)
