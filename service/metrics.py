@@ -23,6 +23,7 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 AXES = ("expand", "refine", "encode", "decode", "score")
 KINDS = ("prompt", "cached", "generated", "drafted", "accepted", "revised")
+DEADLINE_CHOICES = ("full", "cheaper", "shortened")
 GOOD_ENDS = ("stop", "length", "completed", "cancelled")
 REFUSALS = ("invalid", "unauthorised", "queue_full", "deadline", "unavailable", "error")
 """What becomes of a request that fails: `invalid` and `unauthorised` are the client's doing, `error` is the service's."""
@@ -117,11 +118,15 @@ class Metrics:
                 self.procedure_info.labels(model, procedure, axes[procedure]).set(1)
                 for outcome in (*GOOD_ENDS, *REFUSALS):
                     self.requests.labels(model, procedure, outcome)
+                for counter in (self.request_forwards, self.request_tokens) if card.kind == "text" else (self.images,):
+                    counter.labels(model, procedure)
+                for outcome in DEADLINE_CHOICES if card.kind == "image" else ():
+                    self.deadline_choices.labels(model, procedure, outcome)
             for axis in AXES:
                 self.moves.labels(model, axis)
             for kind in KINDS if card.kind == "text" else ():
                 self.tokens.labels(model, kind)
-            for counter in (self.deadlines, self.deadlines_missed, self.preemptions):
+            for counter in (self.deadlines, self.deadlines_missed, self.preemptions, self.refine_steps):
                 counter.labels(model)
             for outcome in ("planned", "made") if card.kind == "image" else ():
                 self.deadline_evaluations.labels(model, outcome)

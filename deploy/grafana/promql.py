@@ -34,14 +34,13 @@ def mean(histogram: str, *by: str) -> str:
     return ratio(total(rate(of_model(f"{histogram}_sum")), *by), total(rate(of_model(f"{histogram}_count")), *by))
 
 
-def buckets(histogram: str) -> str:
-    return rate(of_model(f"{histogram}_bucket"))
+def buckets(histogram: str, *matchers: str) -> str:
+    return rate(of_model(f"{histogram}_bucket", *matchers))
 
 
-def by_axis(rates: str, axis: str = "") -> str:
-    """Series with model and procedure get its axis (expand, refine or both) as a label; with `axis`, those of one alone."""
-    matcher = f'{{axis="{axis}"}}' if axis else ""
-    return f"{rates} * on (instance, model, procedure) group_left (axis) stride_procedure_info{matcher}"
+def by_axis(rates: str) -> str:
+    """Series with model and procedure get its axis (expand, refine or both) as a label."""
+    return f"{rates} * on (instance, model, procedure) group_left (axis) stride_procedure_info"
 
 
 def quantile(share: float, rates: str, *by: str) -> str:

@@ -12,6 +12,7 @@ from deploy.grafana.promql import buckets, by_axis, of_instance, of_model, quant
 REQUESTS = rate(of_model("stride_requests_total"))
 FAILED = rate(of_model("stride_requests_total", 'outcome=~"error|unavailable"'))
 WAITING = of_model("stride_requests_waiting")
+LIMIT = total(of_instance("stride_requests_limit"))
 GENERATED = rate(of_model("stride_tokens_total", 'kind="generated"'))
 PICTURES_MADE = rate(of_model("stride_images_total"))
 
@@ -41,7 +42,7 @@ def numbers() -> Panels:
         number(
             "Queue", "Share of the queue's room that waiting requests take; when it is full, more get 429. "
             f"An alert from {QUEUE_SHARE:.0%} on if it grows.", "percentunit",
-            f"{total(WAITING)} / {total(of_instance('stride_requests_limit'))}",
+            f"{total(WAITING)} / clamp_min({LIMIT} - {total(of_instance('stride_requests_running'))}, 1)",
             ((None, "green"), (QUEUE_SHARE, "orange"), (0.8, "red")),
         ),
         number("Tokens", "Tokens of output, of all models.", TOKENS, total(GENERATED)),
@@ -123,6 +124,6 @@ def trouble() -> Panels:
         ),
         lines(
             "Engine restarts", "Times in the last hour that the engine died and was started again. Each failed all that ran in "
-            "it.", "short", Query(f"increase({of_instance('stride_engine_restarts_total')}[1h])", "{{instance}}"), limit=1,
+            "it.", "short", Query(f"round(increase({of_instance('stride_engine_restarts_total')}[1h]))", "{{instance}}"),
         ),
     ]  # fmt: skip

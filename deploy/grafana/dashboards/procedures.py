@@ -7,7 +7,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from deploy.grafana.board import board
 from deploy.grafana.limits import MISSED_SHARE
 from deploy.grafana.panels import EVALUATIONS, HALF, PICTURES, ROWS, TOKENS, Panels, Query, lines, number, percentiles
-from deploy.grafana.promql import buckets, by_axis, mean, of_model, rate, ratio, total
+from deploy.grafana.promql import buckets, mean, of_model, rate, ratio, total
+from service.procedures.registry import PROCEDURES
 
 EACH = "model", "procedure"
 FORWARDS, MADE = (rate(of_model(f"stride_request_{name}_total")) for name in ("forwards", "tokens"))
@@ -17,6 +18,7 @@ DRAFTED, ACCEPTED, REVISED = (
 ON_CANVAS = rate(of_model("stride_request_tokens_total", 'procedure=~"block_diffusion|masked_diffusion"'))
 PLANNED, KEPT = (rate(of_model("stride_deadline_evaluations_total", f'outcome="{name}"')) for name in ("planned", "made"))
 MISSED, HURRIED = (rate(of_model(f"stride_deadlines{name}_total")) for name in ("_missed", ""))
+TEXTS = "|".join(name for name, each in PROCEDURES.items() if each.kind == "text")
 CHOICES = rate(of_model("stride_deadline_choices_total"))
 
 
@@ -100,7 +102,7 @@ def pictures() -> Panels:
         ),
         lines(
             "Time of a picture", "From arrival to the picture, by the procedure that was asked for.", "s",
-            *percentiles(by_axis(buckets("stride_request_seconds"), "refine"), *EACH),
+            *percentiles(buckets("stride_request_seconds", f'procedure!~"{TEXTS}"'), *EACH),
         ),
     ]  # fmt: skip
 

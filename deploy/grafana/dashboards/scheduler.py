@@ -12,6 +12,7 @@ from deploy.grafana.promql import buckets, mean, of_instance, of_model, quantile
 USED, BLOCKS = of_model("stride_kv_blocks", 'state="used"'), of_model("stride_kv_blocks")
 CACHED = rate(of_model("stride_tokens_total", 'kind="cached"'))
 PROMPTS = rate(of_model("stride_tokens_total", 'kind=~"cached|prompt"'))
+TAKEN, DEVICES = rate(of_model("stride_forward_seconds_sum")), f"scalar(count({of_instance('stride_engine_up')}))"
 FORWARDS = rate(of_model("stride_forward_seconds_count"))
 PREEMPTIONS = rate(of_model("stride_preemptions_total"))
 MISSED = rate(of_model("stride_deadlines_missed_total"))
@@ -96,8 +97,8 @@ def seconds() -> Panels:
             *percentiles(buckets("stride_scheduler_seconds"), "model"),
         ),
         lines(
-            "Device by model", "Share of time that forwards of each model take. Models that all have work get equal shares.",
-            "percentunit", Query(total(rate(of_model("stride_forward_seconds_sum")), "model"), "{{model}}"), stacked=True,
+            "Device by model", "Share of the devices' time that forwards of each model take. Models that all have work get equal "
+            "shares.", "percentunit", Query(f"{total(TAKEN, 'model')} / {DEVICES}", "{{model}}"), stacked=True,
         ),
     ]  # fmt: skip
 
