@@ -120,6 +120,15 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     cli_distill.add_commands(commands)
 
 
+def _train(args: argparse.Namespace) -> int:
+    """What is wrong with the options or the files of a training command is said in a line."""
+    try:
+        args.run(args)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        raise SystemExit(f"stride train {args.task}: {error}") from error
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="stride", description="One server for sequence expansion and state refinement.")
@@ -141,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["train"]:
         _train_arguments(train)
     args = parser.parse_args(words)
-    return int(args.run(args) or 0)
+    return _train(args) if args.command == "train" else int(args.run(args) or 0)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,17 @@ def load_training_state(path: Path, device: torch.device | str = "cpu") -> dict[
     return torch.load(path, map_location=device, weights_only=True)
 
 
+def check_nothing_there(path: Path) -> None:
+    """Raises FileExistsError where a run has left a training state, which a new one would overwrite."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists: continue it with --resume, or choose another folder")
+
+
 def state_to_resume(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The training state at `path`. Raises ValueError, naming them, when a run with other values of `identity` wrote it."""
     state = load_training_state(path)
-    different = sorted(name for name in identity if state["identity"].get(name) != identity[name])
+    written = state.get("identity", {})
+    different = sorted(name for name in identity if written.get(name) != identity[name])
     if different:
         raise ValueError(f"cannot resume {path}: other values of {', '.join(different)}")
     return state

@@ -40,7 +40,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--objective", choices=OBJECTIVES, default="trajectory", help="what jumps learn from")
     parser.add_argument("--guidance", type=float, nargs=2, metavar=("LOW", "HIGH"), help="scales that the student learns")
     parser.add_argument("--difference", type=float, help="take time derivatives as differences of this width")
-    parser.add_argument("--only-correct", action="store_true", help="learn from those paths that end in what was asked")
+    right = "learn from paths that end in what was asked (of 16 none of which does, from all)"
+    parser.add_argument("--only-correct", action="store_true", help=right)
     parser.add_argument("--device", default="cpu", help="where to train: cpu, cuda, cuda:1 (default cpu)")
     parser.add_argument("--resume", action="store_true", help="continue from the state in the student's folder")
     parser.add_argument("--captions", type=int, default=0, help="held-out captions to measure the student on at the end")
@@ -49,12 +50,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         if isinstance(item.default, int | float) and not isinstance(item.default, bool):
             flag, text = "--" + item.name.replace("_", "-"), _HELP.get(item.name, item.name.replace("_", " "))
             parser.add_argument(flag, type=type(item.default), default=item.default, help=f"{text} (default {item.default})")
-    parser.set_defaults(run=lambda args: _run(parser, args))
+    parser.set_defaults(run=_run)
 
 
 def _folder(text: str) -> Path:
     try:
-        spec = ModelSpec.parse(text if (EMBEDDED / text / "config.json").is_file() else f"teacher={text}")
+        spec = ModelSpec.parse(text if "/" not in text and (EMBEDDED / text / "config.json").is_file() else f"teacher={text}")
     except ModelError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     if spec.hub_id is not None:
@@ -62,16 +63,13 @@ def _folder(text: str) -> Path:
     return spec.folder
 
 
-def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> None:
     values = {item.name: getattr(args, item.name) for item in fields(DistillationOptions) if hasattr(args, item.name)}
     guidance = None if args.guidance is None else (args.guidance[0], args.guidance[1])
-    try:
-        options = DistillationOptions(**values | {"out": args.student, "guidance": guidance})
-        if args.captions and not _draws_scenes(options.teacher):
-            raise ValueError(f"--captions: nothing can say which pictures of {options.teacher} are correct")
-        distiller = distill(options)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        parser.error(str(error))
+    options = DistillationOptions(**values | {"out": args.student, "guidance": guidance})
+    if args.captions and not _draws_scenes(options.teacher):
+        raise ValueError(f"--captions: nothing can say which pictures of {options.teacher} are correct")
+    distiller = distill(options)
     if distiller.step == options.steps:
         _report(distiller, args)
 
@@ -87,6 +85,10 @@ def _report(distiller: Distiller, args: argparse.Namespace) -> None:
     for name, value in scores.items():
         print(f"| {name.removeprefix('error')} | {value:.4f} |", flush=True)
     if args.captions:
+        low, high = distiller.pair.guidance_range
+        guidance = (min(max(low, ShapesEvaluationOptions.guidance[0]), high),)
         measure_quality(
-            ShapesEvaluationOptions(args.student, args.classifier, args.captions, seed=args.seed, threads=args.threads)
+            ShapesEvaluationOptions(
+                args.student, args.classifier, args.captions, guidance=guidance, seed=args.seed, threads=args.threads
+            )
         )

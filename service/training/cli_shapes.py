@@ -26,7 +26,9 @@ _HELP = {
     "noise_bias": "how far the times of the velocity rows lean to noise: the mean of a logit-normal",
     "velocity_share": "share of rows that still learn the velocity in the flow-map stage",
     "paths": "paths of the velocity that are kept to learn jumps from",
-    "paths_a_step": "new paths a step of the flow-map stage",
+    "paths_a_step": "new paths, and new pictures of the model's own, a step of the flow-map stage",
+    "own_share": "share of the jumps that begin where the model's own jumps have led, not on a path",
+    "own_paths": "pictures of the model's own whose jumps are kept",
     "evaluate_every": "steps between evaluations and saved states",
     "evaluate_captions": "held-out captions an evaluation",
     "workers": "processes that draw scenes ahead of time",
@@ -87,10 +89,7 @@ def _options(options: type[Any], args: argparse.Namespace) -> Any:
 
 
 def _run_shapes(args: argparse.Namespace) -> None:
-    try:
-        train_shapes(_options(ShapesTrainingOptions, args))
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        raise SystemExit(f"stride train shapes: {error}") from error
+    train_shapes(_options(ShapesTrainingOptions, args))
 
 
 def _run_classifier(args: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _add_training_arguments(parser: argparse.ArgumentParser, steps: int, seed: int, rows: int = 12) -> None:
     parser.add_argument("--text", type=Path, required=True, help="UTF-8 text; its last tenth is kept for validation")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model; training state in OUT/training")
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is trained; training state in OUT/training")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--rows", type=int, default=rows, help="windows a step")

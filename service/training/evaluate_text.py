@@ -88,7 +88,7 @@ def repeated_ngrams(rows: Tensor, n: int) -> float:
     shares = []
     for row in rows.tolist():
         grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
-        shares.append(1 - len(set(grams)) / len(grams))
+        shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
     return sum(shares) / len(shares)
 
 
@@ -100,6 +100,8 @@ def judge_nats(judge: Decoder, prompts: Tensor, continuations: Tensor) -> float:
 def score_samples(options: TextEvaluationOptions, decoder: Decoder, judge: Decoder, held_out: Tensor) -> Iterator[SampleScore]:
     """Held-out text itself, causal samples, then block-diffusion samples, at each temperature."""
     span = PROMPT_LENGTH + options.length
+    if len(held_out) < span:
+        raise ValueError(f"the last tenth of the text has {len(held_out)} tokens, a sample with its prompt {span}")
     starts = torch.linspace(0, len(held_out) - span, options.samples).long()[:, None]
     passages = held_out[starts + torch.arange(span)]
     prompts, continuations = passages[:, :PROMPT_LENGTH], passages[:, PROMPT_LENGTH:]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from service.training.checkpointing import save_training_state, state_to_resume
+from service.training.checkpointing import check_nothing_there, save_training_state, state_to_resume
 from service.training.ema import WeightAverage
 from service.training.optimizer import SplitOptimizer
 
@@ -47,13 +47,20 @@ class Learner:
             },
         )
 
-    def resume(self) -> dict[str, Any]:
-        """Take up the saved state, and return all of it.
+    def begin(self, resume: bool) -> dict[str, Any]:
+        """With `resume` take up the saved state, and return all of it; else begin anew.
 
-        Raises FileNotFoundError where there is none, ValueError where a run with another identity wrote it.
+        Raises FileExistsError where beginning anew would overwrite a state, FileNotFoundError where there is none to resume,
+        ValueError where a run with another identity, or of another network, wrote it.
         """
+        if not resume:
+            check_nothing_there(self._state_path)
+            return {}
         state = state_to_resume(self._state_path, self._identity)
-        self.network.load_state_dict(state["weights"])
+        try:
+            self.network.load_state_dict(state["weights"])
+        except RuntimeError as error:
+            raise ValueError(f"cannot resume {self._state_path}: it is of another network: {error}") from error
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

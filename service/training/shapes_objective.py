@@ -59,9 +59,7 @@ def velocity_loss(
 ) -> Tensor:
     """Mean squared error [B] of u(x_t, t, t), with captions dropped at the rate `dropout`.
 
-    Against the exact velocity E[eps - x0 | x_t, caption], or, without a caption, the sample eps - x0 (flow matching). Below
-    t = `FULL_WEIGHT_FROM` the weight falls with t^2, so that it is the picture's error that counts: of the few rows there, a
-    velocity that divides by t would let one outweigh all others of its batch.
+    Against the exact velocity E[eps - x0 | x_t, caption], or, without a caption, the sample eps - x0 (flow matching).
     """
     count, device = len(batch.images), batch.images.device
     t = sample_velocity_times(count, noise_bias, generator).to(device)
@@ -69,8 +67,7 @@ def velocity_loss(
     dropped = (torch.rand(count, 1, generator=generator) < dropout).to(device)
     text = torch.where(dropped, batch.empty, batch.text)
     target = torch.where(dropped[..., None, None], sample, exact_velocity(x, t, batch.scenes))
-    error = (network(x, t, t, torch.ones_like(t), text) - target).square().mean((1, 2, 3))
-    return error * (t / FULL_WEIGHT_FROM).clamp_max(1).square()
+    return _weighted_error(network(x, t, t, torch.ones_like(t), text), target, t)
 
 
 class ScenePaths:
@@ -90,5 +87,14 @@ class ScenePaths:
 
 
 def flow_map_loss(network: nn.Module, jumps: Jumps) -> Tensor:
-    """Mean squared error [B] of u(x, t, s, w) against the average velocity of a teacher's path from t to s."""
-    return (network(jumps.x, jumps.t, jumps.s, jumps.guidance, jumps.text) - jumps.velocity).square().mean((1, 2, 3))
+    """Mean squared error [B] of u(x, t, s, w) against the average velocity of the teacher from t to s."""
+    return _weighted_error(network(jumps.x, jumps.t, jumps.s, jumps.guidance, jumps.text), jumps.velocity, jumps.t)
+
+
+def _weighted_error(velocity: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error [B] of velocities at times t [B].
+
+    Below t = `FULL_WEIGHT_FROM` the weight falls with t^2, so that it is the picture's error that counts: of the few rows there,
+    a velocity that divides by t would let one outweigh all others of its batch.
+    """
+    return (velocity - target).square().mean((1, 2, 3)) * (t / FULL_WEIGHT_FROM).clamp_max(1).square()

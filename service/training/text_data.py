@@ -53,6 +53,11 @@ def windows_of_rows(texts: Tensor, rows: int, length: int, generator: torch.Gene
 
 
 def even_windows(tokens: Tensor, rows: int, length: int) -> Tensor:
-    """int64 [rows, length + 1] windows spread evenly over a text: a fixed sample for validation while training."""
+    """int64 [rows, length + 1] windows spread evenly over a text: a fixed sample for validation while training.
+
+    Raises ValueError where the text is no longer than `length`.
+    """
+    if len(tokens) <= length:
+        raise ValueError(f"the text that is kept for validation has {len(tokens)} tokens, a window needs {length + 1}")
     starts = torch.linspace(0, len(tokens) - length - 1, rows).long()[:, None]
     return tokens[starts + torch.arange(length + 1)]

@@ -67,10 +67,14 @@ def forward(decoder: Decoder, cache: DenseCache, tokens: Tensor, *, block: bool 
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator, usable: int) -> tuple[Tensor, Tensor]:
-    """Tokens drawn from logits [..., V] among the first `usable`, and the plain probability of each (temperature 1)."""
+    """Tokens drawn from logits [..., V] among the first `usable`, at temperature 0 the likeliest, and the plain probability of
+    each (temperature 1)."""
     logits = logits[..., :usable]
-    probabilities = (logits / temperature).softmax(-1)
-    tokens = torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator).view(probabilities.shape[:-1])
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        probabilities = (logits / temperature).softmax(-1)
+        tokens = torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator).view(probabilities.shape[:-1])
     return tokens, logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 

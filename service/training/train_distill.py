@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,9 @@ class DistillationOptions:
     rows: a step; the share `velocity_share` of them keeps the velocity u(x, t, t), half of these at guidance 1 with
         `condition_dropout` of the conditions left out, half at the guidance of a path.
     guidance: the scales that the student learns as an input; None: the teacher's own range.
-    paths, paths_a_step: of the teacher that are kept, and that are new in every step; with `only_correct`, of those alone that
-        end in a picture of what was asked, where the model has a checker. held_out_paths: to validate on.
+    paths, paths_a_step: of the teacher that are kept, and that are new in every step; with `only_correct`, those that
+        end in a picture of what was asked, where the model has a checker (of 16 none of which does, all). held_out_paths: to
+        validate on.
     """
 
     teacher: Path
@@ -86,6 +87,8 @@ class DistillationOptions:
             raise ValueError(f"a velocity_share of {self.velocity_share} leaves nothing to learn for velocity or jumps")
         if self.difference is not None and not 0.0 < self.difference < 0.1:
             raise ValueError(f"difference must be between 0 and 0.1, not {self.difference}")
+        if self.out.resolve() == self.teacher.resolve():
+            raise ValueError(f"the student's folder is the teacher's, {self.teacher}, which it would overwrite")
 
     @property
     def velocity_rows(self) -> int:
@@ -112,16 +115,13 @@ class Distiller:
             matrix_rate=options.matrix_rate, other_rate=options.other_rate, weight_decay=0.02,
         )  # fmt: skip
         state_path = options.out / "training" / "state.pt"
-        if not options.resume and state_path.exists():
-            raise FileExistsError(f"{state_path} exists: continue it with --resume, or choose another folder")
         self.learner = Learner(self.student, optimizer, options.average_decay, state_path, options.identity())
+        self.learner.begin(options.resume)
         self.average = self.learner.average
         if options.only_correct and self.pair.right is None:
             raise ValueError(f"only_correct: nothing can say which pictures of {options.teacher} are correct")
         self.bank = self._bank(options.seed, options.paths, options.only_correct)
         self.held_out = self._bank(options.seed + HELD_OUT_SEED, options.held_out_paths)
-        if options.resume:
-            self.learner.resume()
 
     @property
     def step(self) -> int:
@@ -162,7 +162,7 @@ class Distiller:
         options, objective = self.options, self.options.objective
         if objective == "consistency":
             to_data, any_ = self.bank.draw_to_data(count // 2, generator), self.bank.draw(count - count // 2, generator)
-            jumps = _joined(to_data, any_)
+            jumps = Jumps.joined([to_data, any_])
         else:
             jumps = self.bank.draw(count, generator)
         u, x, t, s = self._map(jumps), jumps.x, jumps.t, jumps.s
@@ -233,12 +233,6 @@ def distill(options: DistillationOptions) -> Distiller:
     distiller = Distiller(options)
     run_training(distiller, options.out, options.steps, options.evaluate_every, stop_after=options.stop_after)
     return distiller
-
-
-def _joined(first: Jumps, second: Jumps) -> Jumps:
-    length = max(first.text.shape[1], second.text.shape[1])
-    parts = [replace(part, text=F.pad(part.text, (0, length - part.text.shape[1]))) for part in (first, second)]
-    return Jumps(**{item.name: torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Jumps)})
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:

@@ -65,6 +65,8 @@ class HeadTrainingOptions:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
         if self.depths < 1 or self.rows < 2 or self.samples < 1:
             raise ValueError("depths and samples must be at least 1, rows at least 2")
+        if self.out.resolve() == self.model.resolve():
+            raise ValueError(f"the heads' folder is the model's, {self.model}, which they would overwrite")
 
     def identity(self) -> dict[str, Any]:
         """What must agree between a run and the one that it resumes."""
@@ -90,9 +92,9 @@ class HeadTrainer:
         state_path = options.out / "training" / "state.pt"
         self.learner = Learner(self.heads, optimizer, options.ema_decay, state_path, options.identity())
         self.average = self.learner.average
+        even_windows(self.corpus.validation, 1, SAMPLE_PROMPT - 1)  # it is long enough to score the heads on
+        self.learner.begin(options.resume)
         self.samples = self._read_samples()
-        if options.resume:
-            self.learner.resume()
 
     @property
     def step(self) -> int:
@@ -144,7 +146,7 @@ class HeadTrainer:
     def _read_samples(self) -> Tensor:
         """Texts of the decoder, int64 [samples, prompt + length], written once and kept beside the state."""
         path = self.options.out / "training" / "samples.pt"
-        if not self.options.resume or not path.exists():
+        if not self.options.resume:
             save_training_state(path, {"samples": self._write_samples()})
         return load_training_state(path)["samples"].long()
 

@@ -6,7 +6,7 @@ import copy
 import json
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,18 @@ from service.training.caption_tokenizer import (
     build_caption_tokenizer,
     encode_captions,
 )
-from service.training.checkpointing import load_training_state, replace_file, save_training_state
+from service.training.checkpointing import check_nothing_there, replace_file, save_training_state, state_to_resume
 from service.training.ema import WeightAverage
 from service.training.evaluate_shapes import quick_accuracy
 from service.training.exact_denoiser import ExactScenes
 from service.training.optimizer import Schedule, SplitOptimizer
+from service.training.own_jumps import OwnJumps
 from service.training.precision import training_attention, training_device, training_precision
 from service.training.scenes import draw_scenes
 from service.training.shapes_objective import ScenePaths, TrainingBatch, flow_map_loss, velocity_loss
 from service.training.shapes_sampling import ShapesModel
 from service.training.training_loop import run_training
-from service.training.trajectories import BATCH, PATH_SALT, Captions, TrajectoryBank
+from service.training.trajectories import BATCH, PATH_SALT, Captions, Jumps, TrajectoryBank
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class ShapesTrainingOptions:
     velocity_share: float = 1 / 3
     paths: int = 1024
     paths_a_step: int = 4
+    own_share: float = 0.5
+    own_paths: int = 256
     evaluate_every: int = 250
     evaluate_captions: int = 64
     seed: int = 0
@@ -77,24 +80,40 @@ class ShapesTrainingOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        if self.paths % BATCH:
+        if self.paths < 1 or self.paths % BATCH:
             raise ValueError(f"paths must be a multiple of {BATCH}, not {self.paths}")
+        if self.evaluate_captions < 1:
+            raise ValueError(f"evaluate_captions must be at least 1, not {self.evaluate_captions}")
         if not 0 < self.velocity_rows < self.batch_size:
             raise ValueError(f"a velocity_share of {self.velocity_share} leaves one stage without rows")
+        if not 0 <= self.own_share < 1 or self.own_paths < BATCH:
+            raise ValueError(f"own_share must be at least 0 and below 1, and own_paths at least {BATCH}")
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree between a run and the one that it resumes."""
+        free = {"out", "start", "resume", "threads", "workers", "device", "evaluate_every", "evaluate_captions"}
+        return {name: value for name, value in asdict(self).items() if name not in free}
 
     @property
     def velocity_rows(self) -> int:
         """Rows a step that still learn the velocity in the flow-map stage."""
         return round(self.batch_size * self.velocity_share)
 
+    @property
+    def own_rows(self) -> int:
+        """Rows a step of the flow-map stage whose jumps begin where the model's own have led."""
+        return round((self.batch_size - self.velocity_rows) * self.own_share)
+
 
 class ShapesTrainer:
     """Network, average, optimiser and step of one run; `step` counts over both stages.
 
     In the second stage `bank` holds paths of the exact velocity, guided by `teacher`: the average that the first one ended with.
+    `own` holds jumps from where the network's own have led, to where that velocity leads from there.
     """
 
     bank: TrajectoryBank | None
+    own: OwnJumps
     teacher: FlowTransformer
 
     def __init__(self, options: ShapesTrainingOptions) -> None:
@@ -117,7 +136,11 @@ class ShapesTrainer:
             )
         )
         if options.start is not None:
-            self.network.load_state_dict(ShapesModel.load(options.start).network.state_dict())
+            begun = ShapesModel.load(options.start).network
+            other = [name for name, value in vars(begun.config).items() if value != vars(self.network.config)[name]]
+            if other:
+                raise ValueError(f"{options.start} is a model of another shape: its {', '.join(other)} differ")
+            self.network.load_state_dict(begun.state_dict())
         self.network.to(self.device)
         self.average = WeightAverage(self.network, options.average_decay)
         self.step = 0
@@ -149,8 +172,7 @@ class ShapesTrainer:
             )
             total, mapped = velocity.sum(), torch.zeros(1, device=self.device)
             if self.bank is not None:
-                self.bank.advance(options.paths + (self.step - options.steps) * options.paths_a_step)
-                mapped = flow_map_loss(self.network, self.bank.draw(options.batch_size - options.velocity_rows, generator))
+                mapped = flow_map_loss(self.network, self._jumps(self.bank, generator))
                 total = total + mapped.sum()
         (total / options.batch_size).backward()
         self.optimizer.step(self.step - options.steps if flow_map else self.step)
@@ -158,6 +180,17 @@ class ShapesTrainer:
         self.step += 1
         self._losses.append({"velocity": velocity.mean().item(), "flow_map": mapped.mean().item()})
         return self._losses[-1]
+
+    def _jumps(self, bank: TrajectoryBank, generator: torch.Generator) -> Jumps:
+        """Those of a step of the second stage: along paths of the teacher, and from states of the network's own."""
+        options = self.options
+        new = (self.step - options.steps) * options.paths_a_step
+        bank.advance(options.paths + new)
+        jumps = bank.draw(options.batch_size - options.velocity_rows - options.own_rows, generator)
+        if not options.own_rows:
+            return jumps
+        self.own.advance(options.own_paths + new)
+        return Jumps.joined([jumps, self.own.draw(options.own_rows, generator)])
 
     def validate(self) -> dict[str, float]:
         """The mean losses since the last evaluation, and what the averaged weights draw correctly."""
@@ -176,8 +209,10 @@ class ShapesTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "identity": self.options.identity(),
             "step": self.step,
             "teacher": None if self.bank is None else self.teacher.state_dict(),
+            "own": None if self.bank is None else self.own.state_dict(),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -192,6 +227,7 @@ class ShapesTrainer:
             self._enter_flow_map_stage()
             assert self.bank is not None
             self.teacher.load_state_dict(state["teacher"])
+            self.own.load_state_dict(state["own"])
         self.network.load_state_dict(state["network"])
         if self.step != self.options.steps:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -210,11 +246,10 @@ class ShapesTrainer:
         self.average.decay = options.flow_map_average_decay
         self.optimizer = self._flow_map_optimizer()
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
-        self.bank = TrajectoryBank(
-            ScenePaths(self.teacher), self._path_captions,
-            (config.channels, config.image_size, config.image_size), config.max_text_tokens, config.guidance_range,
-            seed=options.seed, capacity=options.paths, device=self.device,
-        )  # fmt: skip
+        velocity, shape = ScenePaths(self.teacher), (config.channels, config.image_size, config.image_size)
+        where = self._path_captions, shape, config.max_text_tokens, config.guidance_range, options.seed
+        self.bank = TrajectoryBank(velocity, *where, options.paths, device=self.device)
+        self.own = OwnJumps(self.network, velocity, *where, options.own_paths, device=self.device)
 
     def _drawn_ahead(self) -> DataLoader[TrainingBatch]:
         """The batches of the steps to come."""
@@ -290,9 +325,9 @@ def train_shapes(options: ShapesTrainingOptions) -> None:
     trainer = ShapesTrainer(options)
     state_path = options.out / "training" / "state.pt"
     if options.resume:
-        trainer.load_state_dict(load_training_state(state_path))
-    elif state_path.exists():
-        raise FileExistsError(f"{state_path} exists: continue it with --resume, or choose another folder")
+        trainer.load_state_dict(state_to_resume(state_path, options.identity()))
+    else:
+        check_nothing_there(state_path)
     run_training(
         trainer, options.out, trainer.total_steps, options.evaluate_every, evaluate_at={options.steps, trainer.total_steps}
     )

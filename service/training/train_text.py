@@ -123,9 +123,9 @@ class TextTrainer:
         self.learner = Learner(self.decoder, optimizer, options.ema_decay, state_path, options.identity())
         self.average = self.learner.average
         self.best = float("inf")
+        self._held_out = even_windows(self.corpus.validation, VALIDATION_ROWS, options.length)
+        self.best = self.learner.begin(options.resume).get("best", self.best)
         self.samples = self._read_samples() if options.teacher else None
-        if options.resume:
-            self.best = self.learner.resume()["best"]
 
     @property
     def step(self) -> int:
@@ -155,8 +155,7 @@ class TextTrainer:
         With a teacher, the masked loss is on texts of its that are not trained on.
         """
         options, generator = self.options, step_generator(VALIDATION_SEED, 0)
-        windows = even_windows(self.corpus.validation, VALIDATION_ROWS, options.length)
-        blocks = windows
+        windows = blocks = self._held_out
         if self.samples is not None:
             blocks = self.samples[:VALIDATION_ROWS, -options.length - 1 :]
         noised = self._noise(blocks, generator)
@@ -192,7 +191,7 @@ class TextTrainer:
     def _read_samples(self) -> Tensor:
         """Texts of the teacher, int64 [samples, prompt + length], written once and kept beside the state."""
         path = self.options.out / "training" / "samples.pt"
-        if not self.options.resume or not path.exists():
+        if not self.options.resume:
             save_training_state(path, {"samples": self._write_samples()})
         return load_training_state(path)["samples"].long()
 

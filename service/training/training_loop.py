@@ -46,8 +46,10 @@ def run_training(
     """Train to `steps`, or until SIGTERM or SIGINT or `stop_after` steps; state and model are written either way.
 
     Evaluations are every `evaluate_every` steps, at the last step, and at the steps `evaluate_at`; `out`/training/metrics.jsonl
-    has a line for each.
+    has a line for each. Raises ValueError before the first step where `evaluate_every` is below 1.
     """
+    if evaluate_every < 1:
+        raise ValueError(f"evaluate_every must be at least 1, not {evaluate_every}")
     last = steps if stop_after is None else min(steps, stop_after)
     with (
         StopSignal() as stop,

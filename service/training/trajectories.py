@@ -7,7 +7,7 @@ matching, arXiv 2406.07507.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -49,6 +49,17 @@ class Jumps:
     guidance: Tensor
     text: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[Jumps]) -> Jumps:
+        """The rows of all, in order; captions are padded with id 0 to as many ids as the longest has."""
+        longest = max(part.text.shape[1] for part in parts)
+        parts = [replace(part, text=F.pad(part.text, (0, longest - part.text.shape[1]))) for part in parts]
+        return cls(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(cls)))
+
+    def row(self, index: int) -> Jumps:
+        """One of the rows."""
+        return Jumps(*(getattr(self, item.name)[index : index + 1] for item in fields(self)))
+
     @property
     def velocity(self) -> Tensor:
         """The average velocity over [s, t], (x - end) / (t - s)."""
@@ -80,6 +91,46 @@ def path_times(count: int, generator: torch.Generator) -> Tensor:
     return shift * even / (1 + (shift - 1) * even)
 
 
+@dataclass(frozen=True)
+class PathStart:
+    """Noise x [B, C, H, W], captions, their ids padded [B, text tokens], guidance [B] and the times [B, LEGS + 1] of paths."""
+
+    x: Tensor
+    captions: Captions
+    text: Tensor
+    guidance: Tensor
+    times: Tensor
+
+
+@dataclass(frozen=True)
+class PathStarts:
+    """Where paths begin: a batch from `first` on is a function of (seed, first) alone. Captions are padded with id 0."""
+
+    captions: Callable[[int, int], Captions]
+    shape: tuple[int, int, int]
+    text_tokens: int
+    guidance_range: tuple[float, float]
+    seed: int
+    device: torch.device = CPU
+
+    def __call__(self, first: int) -> tuple[PathStart, torch.Generator]:
+        """The start of paths first, first + 1, ... of a batch, and a CPU's generator for what else is drawn for it."""
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + PATH_SALT + first)
+        captions = self.captions(first, BATCH).to(self.device)
+        times = path_times(BATCH, generator).to(self.device)
+        low, high = self.guidance_range
+        guidance = low * (high / low) ** torch.rand(BATCH, generator=generator).to(self.device)
+        x = torch.randn(BATCH, *self.shape, generator=generator).to(self.device)
+        text = F.pad(captions.text, (0, self.text_tokens - captions.text.shape[1]))
+        return PathStart(x, captions, text, guidance, times), generator
+
+
+def euler_leg(velocity: Velocity, x: Tensor, start: PathStart, leg: int) -> Tensor:
+    """Where the velocity leads from x at the time of point `leg` of a path to that of the next, in one Euler step."""
+    t, s = start.times[:, leg], start.times[:, leg + 1]
+    return x + (s - t).view(-1, 1, 1, 1) * velocity(x, t, start.guidance, start.captions)
+
+
 class TrajectoryBank:
     """The last `capacity` paths of a velocity, which works on `device`. Path n is a function of (seed, n) alone, so a resumed run
     has the same ones.
@@ -104,10 +155,8 @@ class TrajectoryBank:
         if capacity % BATCH:
             raise ValueError(f"a bank of {capacity} paths cannot be filled {BATCH} at a time")
         self.velocity = velocity
-        self.captions = captions
         self.right = right
-        self.guidance_range = guidance_range
-        self.seed = seed
+        self.starts = PathStarts(captions, shape, text_tokens, guidance_range, seed, device)
         self.device = device
         self.points = torch.zeros(capacity, LEGS + 1, *shape, device=device)
         self.times = torch.zeros(capacity, LEGS + 1, device=device)
@@ -153,23 +202,16 @@ class TrajectoryBank:
 
     @torch.no_grad()
     def _compute(self, first: int) -> None:
-        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + PATH_SALT + first)
-        captions = self.captions(first, BATCH).to(self.device)
-        times = path_times(BATCH, generator).to(self.device)
-        low, high = self.guidance_range
-        guidance = low * (high / low) ** torch.rand(BATCH, generator=generator).to(self.device)
-        x = torch.randn(BATCH, *self.points.shape[2:], generator=generator).to(self.device)
-        points = [x]
+        start, _ = self.starts(first)
+        points = [start.x]
         for leg in range(LEGS):
-            t, s = times[:, leg], times[:, leg + 1]
-            x = x + (s - t).view(-1, 1, 1, 1) * self.velocity(x, t, guidance, captions)
-            points.append(x)
-        kept = _kept(self.right(first, x.cpu())) if self.right else list(range(BATCH))
+            points.append(euler_leg(self.velocity, points[-1], start, leg))
+        kept = _kept(self.right(first, points[-1].cpu())) if self.right else list(range(BATCH))
         place = first % len(self.points)
         rows = slice(place, place + BATCH)
         self.points[rows] = torch.stack(points, 1)[kept]
-        self.times[rows], self.guidance[rows] = times[kept], guidance[kept]
-        self.text[rows] = F.pad(captions.text, (0, self.text.shape[1] - captions.text.shape[1]))[kept]
+        self.times[rows], self.guidance[rows] = start.times[kept], start.guidance[kept]
+        self.text[rows] = start.text[kept]
 
 
 def _kept(right: list[bool]) -> list[int]:

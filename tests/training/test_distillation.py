@@ -12,9 +12,10 @@ from service.cli import main
 from service.models.dit_loading import load_dit
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from service.models.loading import load_model
-from service.models.model_spec import ModelSpec
+from service.models.model_spec import EMBEDDED, ModelSpec
 from service.models.quality import read_quality
 from service.training.caption_tokenizer import build_caption_tokenizer
+from service.training.cli_distill import _folder
 from service.training.distillation_pair import NoiseAsVelocity, read_pair
 from service.training.flow_objectives import OBJECTIVES
 from service.training.scenes import draw_scenes
@@ -147,7 +148,7 @@ def test_a_noise_prediction_is_the_velocity_between_the_same_data_and_noise() ->
     torch.testing.assert_close(found, growth.view(-1, 1, 1, 1) * x, atol=1e-3, rtol=1e-3)
 
 
-def test_what_cannot_be_distilled_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_distilled_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="can only be distilled at 1 to 1"):
         read_pair(sit_folder(tmp_path, null_class=False), (1.0, 3.0))
     (tmp_path / "other").mkdir()
@@ -157,9 +158,10 @@ def test_what_cannot_be_distilled_is_refused(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(ValueError, match="only_correct: nothing can say"):
         Distiller(options(tmp_path / "teacher", tmp_path / "student", guidance=(1.0, 1.0), only_correct=True))
     command = f"train distill --teacher {tmp_path / 'teacher'} --student {tmp_path / 'student'} --captions 4"
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="--captions: nothing can say which pictures"):
         main(command.split())
-    assert "--captions: nothing can say which pictures" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="the student's folder is the teacher's"):
+        options(tmp_path / "teacher", tmp_path / "teacher")
     with pytest.raises(ValueError, match="paths must be a multiple of 16, not 17"):
         options(tmp_path, tmp_path, paths=17)
 
@@ -169,12 +171,13 @@ def test_the_command_leaves_a_model_that_is_served_with_its_measurements(
 ) -> None:
     teacher, out = shapes_folder(tmp_path), tmp_path / "student"
     command = f"train distill --teacher {teacher} --student {out} --objective self_consistency --steps 2 --rows 8 --paths 16"
-    assert main([*command.split(), "--held-out-paths", "16", "--captions", "2"]) == 0
+    assert main([*command.split(), "--held-out-paths", "16", "--captions", "2", "--guidance", "1", "2"]) == 0
     printed = capsys.readouterr().out
     assert "| 4 | " in printed and '"procedure": "flow_map"' in printed
     table = read_quality(out)
     assert table is not None and {row.choice[0] for row in table.rows} == {"flow_map", "consistency", "euler", "dpmpp_2m", "heun"}
     assert [row.nfe for row in table.rows if row.choice[0] == "euler"] == [8, 16, 32, 100]
+    assert {row.procedure["guidance"] for row in table.rows} == {2.0}, "which the student knows, and 3 it does not"
     model = load_model(ModelSpec.parse(f"student={out}"), torch.device("cpu"))
     assert isinstance(model.network, FlowTransformer)
     mine = ShapesModel.load(out).network
@@ -194,9 +197,17 @@ def test_the_command_says_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as refused:
         main(["train", "distill", *words.split()])
-    assert says in capsys.readouterr().err
+    assert says in f"{refused.value.code}{capsys.readouterr().err}"
+
+
+def test_a_folder_with_the_name_of_an_embedded_model_is_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes_folder(tmp_path).rename(tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path)
+    assert _folder("shapes") == EMBEDDED / "shapes"
+    for own in ("./shapes", "shapes/", str(tmp_path / "shapes")):
+        assert _folder(own).resolve() == tmp_path / "shapes"
 
 
 def test_the_pictures_of_a_seeds_own_scenes_are_right(tmp_path: Path) -> None:

@@ -90,6 +90,21 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
         assert torch.equal(weight, resumed.average.weights[name]), name
     with pytest.raises(ValueError, match=r"cannot resume .*: other values of depths"):
         train_heads(options(tmp_path, steps=6, out=tmp_path / "halves", resume=True, depths=2))
+    with pytest.raises(FileExistsError, match="--resume"):
+        train_heads(options(tmp_path, steps=6, out=tmp_path / "halves"))
+
+
+def test_heads_are_not_written_over_their_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="which they would overwrite"):
+        options(tmp_path, out=tmp_path / "model")
+
+
+def test_a_text_that_is_too_short_to_validate_on_is_refused_before_anything_is_learnt(tmp_path: Path) -> None:
+    wanted = options(tmp_path)
+    wanted.text.write_text(TEXT[:500])
+    with pytest.raises(ValueError, match="kept for validation has 50 tokens, a window needs 64"):
+        HeadTrainer(wanted)
+    assert not wanted.out.exists()
 
 
 def test_the_command_trains_heads_and_prints_what_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, 
 
 def options(out: Path, **changes: object) -> ShapesTrainingOptions:
     small = {"steps": 4, "flow_map_steps": 4, "batch_size": 8, "evaluate_captions": 2, "paths": 32, "paths_a_step": 8}
-    small |= {"width": 64, "depth": 2, "heads": 2}
+    small |= {"width": 64, "depth": 2, "heads": 2, "own_paths": 32}
     return ShapesTrainingOptions(out=out, **(small | changes))  # type: ignore[arg-type]
 
 
@@ -109,6 +109,8 @@ def test_a_run_leaves_a_model_that_samples_by_every_kind_of_table(tmp_path: Path
         assert pictures.shape == (2, 3, 32, 32) and torch.isfinite(pictures).all()
     with pytest.raises(FileExistsError, match="--resume"):
         train_shapes(options(tmp_path))
+    with pytest.raises(ValueError, match=r"cannot resume .*: other values of batch_size, seed"):
+        train_shapes(options(tmp_path, steps=2, flow_map_steps=1, batch_size=6, seed=3, resume=True))
 
 
 def test_an_empty_caption_is_the_null_token_alone() -> None:

@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.cli import main
 from service.models.decoder import Decoder, DecoderConfig
+from service.models.model_spec import EMBEDDED
 from service.training.block_diffusion_objective import DenseAttention, NoisedText, noise_text
 from service.training.byte_tokenizer import CHAT_TEMPLATE, MASK_ID, byte_tokenizer
 from service.training.evaluate_text import held_out_nats, token_nats
 from service.training.text_model_folder import read_text_model
-from service.training.text_sampling import DenseCache, forward, sample_blocks, sample_causal
+from service.training.text_sampling import DenseCache, draw, forward, sample_blocks, sample_causal
 from service.training.train_text import SAMPLE_PROMPT, TextTrainer, TextTrainingOptions, train_text
+from tests.checkpoints import write_decoder
 
 LENGTH, WINDOW, BLOCKS = 128, 12, (4, 8, 16)
 
@@ -185,6 +188,44 @@ def test_resuming_with_other_settings_is_refused_by_name(tmp_path: Path) -> None
     train_text(options(tmp_path, stop_after=1))
     with pytest.raises(ValueError, match="rows"):
         train_text(options(tmp_path, resume=True, rows=5))
+    with pytest.raises(FileExistsError, match="--resume"):
+        train_text(options(tmp_path))
+    with pytest.raises(ValueError, match="evaluate_every must be at least 1"):
+        train_text(options(tmp_path, resume=True, evaluate_every=0))
+
+
+def test_a_text_that_is_too_short_to_validate_on_is_refused_before_anything_is_learnt(tmp_path: Path) -> None:
+    wanted = options(tmp_path)
+    wanted.text.write_text("the quick brown fox jumps over the lazy dog.\n" * 12)
+    with pytest.raises(ValueError, match="kept for validation has 54 tokens, a window needs 65"):
+        TextTrainer(wanted)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("judge --text nowhere.txt --out out", "judge: .*nowhere.txt"),
+        ("judge --text text.txt --out out --resume", "judge: no training state"),
+        ("evaluate-text --model nowhere --text text.txt", "evaluate-text: .*nowhere"),
+        ("evaluate-shapes --model model", "evaluate-shapes: model_type must be"),
+        ("shapes --out out --paths 0", "shapes: paths must be a multiple"),
+        ("shapes --out out --evaluate-captions 0", "shapes: evaluate_captions must be"),
+        ("shapes --out out --start " + str(EMBEDDED / "shapes"), "shapes: .* is a model of another shape: its .*patch_size"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, says: str) -> None:
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog.\n" * 200)
+    write_decoder(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"^stride train {says}"):
+        main(["train", *words.split()])
+
+
+def test_at_temperature_0_the_likeliest_token_is_drawn() -> None:
+    logits = torch.randn(3, 2, 9, generator=torch.Generator().manual_seed(0))
+    tokens, probabilities = draw(logits, 0.0, torch.Generator(), 8)
+    assert torch.equal(tokens, logits[..., :8].argmax(-1))
+    torch.testing.assert_close(probabilities, logits[..., :8].softmax(-1).amax(-1))
 
 
 def test_training_lowers_both_losses_and_exports_a_readable_model(tmp_path: Path) -> None:
