@@ -85,6 +85,6 @@ def test_what_triton_loads_lies_where_code_may_be_loaded_from() -> None:
 
 
 def test_it_is_not_killed_before_it_had_time_to_drain() -> None:
-    needed = SETTINGS.drain_seconds + 2 * drain.LAST_WORDS_SECONDS + STOP_SECONDS
+    needed = SETTINGS.drain_seconds + 2 * drain.LAST_WORDS_SECONDS + STOP_SECONDS + 4  # uvicorn, last spans
     assert int(SERVICES["stride"]["stop_grace_period"].removesuffix("s")) >= needed
     assert "STOPSIGNAL SIGTERM" in DOCKERFILE

@@ -142,6 +142,7 @@ def test_a_pod_has_time_to_drain_before_it_is_killed(kinds: dict[str, Manifest])
     settings = {entry["name"]: entry.get("value") for entry in each["env"]}
     before = float(each["lifecycle"]["preStop"]["exec"]["command"][1])
     needed = before + float(settings["STRIDE_DRAIN_SECONDS"]) + 2 * drain.LAST_WORDS_SECONDS + STOP_SECONDS
+    needed += 4  # uvicorn, last spans
     assert pod(kinds)["terminationGracePeriodSeconds"] >= needed
     assert {name.removeprefix("STRIDE_").lower() for name in settings} <= set(Settings.model_fields)
 
