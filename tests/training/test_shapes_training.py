@@ -14,7 +14,7 @@ from service.cli import main
 from service.training.caption_tokenizer import build_caption_tokenizer, encode_captions
 from service.training.checkpointing import load_training_state
 from service.training.evaluate_shapes import sampler_table
-from service.training.shapes_objective import exact_velocity, velocity_loss
+from service.training.shapes_objective import ScenePaths, exact_velocity, velocity_loss
 from service.training.shapes_sampling import ShapesModel
 from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, draw_training_batch, train_shapes
 
@@ -44,6 +44,19 @@ def test_the_exact_velocity_has_no_loss() -> None:
 
     assert loss(0.0).max() == 0.0
     assert loss(1.0).min() > 0.0
+
+
+def test_guidance_acts_where_it_is_open_what_stands_where_and_not_below() -> None:
+    batch = draw_training_batch(build_caption_tokenizer(), (1, 2), 4)
+
+    class Blank(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, *rest: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    x, t, guidance = torch.randn(4, 3, 32, 32), torch.tensor([1.0, 0.7, 0.69, 0.1]), torch.tensor([4.0, 1.0, 4.0, 2.0])
+    exact = exact_velocity(x, t, batch.scenes)
+    torch.testing.assert_close(ScenePaths(Blank())(x, t, guidance, batch), exact * torch.tensor([4, 1, 1, 1]).view(-1, 1, 1, 1))
+    assert torch.equal(ScenePaths(Blank())(x, t / 2, guidance, batch), exact_velocity(x, t / 2, batch.scenes))
 
 
 @pytest.fixture(scope="module")
