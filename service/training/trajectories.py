@@ -56,9 +56,9 @@ class Jumps:
         parts = [replace(part, text=F.pad(part.text, (0, longest - part.text.shape[1]))) for part in parts]
         return cls(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
-    def row(self, index: int) -> Jumps:
-        """One of the rows."""
-        return Jumps(*(getattr(self, item.name)[index : index + 1] for item in fields(self)))
+    def rows(self, which: Tensor) -> Jumps:
+        """Some of the rows, by their numbers or by a mask."""
+        return Jumps(*(getattr(self, item.name)[which] for item in fields(self)))
 
     @property
     def velocity(self) -> Tensor:
