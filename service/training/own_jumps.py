@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from service.training.flow_objectives import landing
 from service.training.precision import CPU
-from service.training.trajectories import BATCH, FREE_SHARE, LEGS, Captions, Jumps, PathStarts, Velocity, euler_leg
+from service.training.trajectories import BATCH, FREE_SHARE, LEGS, Captions, Jumps, PathStarts, Velocity, euler_leg, trimmed
 
 OWN_JUMP_COUNTS = (2, 4, 8, 16)
 OWN_JUMP_SHARES = (0.15, 0.35, 0.4, 0.1)
@@ -65,7 +66,8 @@ class OwnJumps:
         """Random jumps, more often those that missed."""
         missed = torch.cat([each for _, each in self.batches]).clamp_max(LARGEST_MISS)
         picks = torch.multinomial((missed + missed.mean()).cpu(), count, replacement=True, generator=generator)
-        return Jumps.joined([jumps for jumps, _ in self.batches]).rows(picks.to(missed.device))
+        drawn = Jumps.joined([jumps for jumps, _ in self.batches]).rows(picks.to(missed.device))
+        return replace(drawn, text=trimmed(drawn.text))
 
     def state_dict(self) -> dict[str, Any]:
         return {"end": self.end, "batches": [(vars(jumps), missed) for jumps, missed in self.batches]}
@@ -73,7 +75,9 @@ class OwnJumps:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.end = state["end"]
         self.batches.clear()
-        self.batches.extend((Jumps(**jumps), missed) for jumps, missed in state["batches"])
+        device = self.starts.device
+        for jumps, missed in state["batches"]:
+            self.batches.append((Jumps(**{name: part.to(device) for name, part in jumps.items()}), missed.to(device)))
 
     @torch.no_grad()
     def _made(self, first: int) -> tuple[Jumps, Tensor]:

@@ -86,8 +86,10 @@ class ShapesTrainingOptions:
             raise ValueError(f"evaluate_captions must be at least 1, not {self.evaluate_captions}")
         if not 0 < self.velocity_rows < self.batch_size:
             raise ValueError(f"a velocity_share of {self.velocity_share} leaves one stage without rows")
-        if not 0 <= self.own_share < 1 or self.own_paths < BATCH:
-            raise ValueError(f"own_share must be at least 0 and below 1, and own_paths at least {BATCH}")
+        if self.own_paths < 1 or self.own_paths % BATCH:
+            raise ValueError(f"own_paths must be a multiple of {BATCH}, not {self.own_paths}")
+        if not 0 <= self.own_rows < self.batch_size - self.velocity_rows:
+            raise ValueError(f"an own_share of {self.own_share} leaves no rows for jumps along paths")
 
     def identity(self) -> dict[str, Any]:
         """What must agree between a run and the one that it resumes."""
@@ -137,10 +139,11 @@ class ShapesTrainer:
         )
         if options.start is not None:
             begun = ShapesModel.load(options.start).network
-            other = [name for name, value in vars(begun.config).items() if value != vars(self.network.config)[name]]
-            if other:
-                raise ValueError(f"{options.start} is a model of another shape: its {', '.join(other)} differ")
-            self.network.load_state_dict(begun.state_dict())
+            try:
+                self.network.load_state_dict(begun.state_dict())
+            except RuntimeError as error:
+                other = [name for name, value in vars(begun.config).items() if value != vars(self.network.config)[name]]
+                raise ValueError(f"{options.start} is a model of another shape: its {', '.join(other)} differ") from error
         self.network.to(self.device)
         self.average = WeightAverage(self.network, options.average_decay)
         self.step = 0

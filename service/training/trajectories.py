@@ -197,7 +197,7 @@ class TrajectoryBank:
             self.points[paths, stop],
             self.times[paths, stop],
             self.guidance[paths],
-            _trimmed(self.text[paths]),
+            trimmed(self.text[paths]),
         )
 
     @torch.no_grad()
@@ -220,6 +220,6 @@ def _kept(right: list[bool]) -> list[int]:
     return [kept[i % len(kept)] for i in range(len(right))]
 
 
-def _trimmed(text: Tensor) -> Tensor:
+def trimmed(text: Tensor) -> Tensor:
     """Caption ids [B, T] without the columns at the end, from the second on, that are padding (0) in every row."""
     return text[:, : max(1, int((text != 0).any(0).sum()))]

@@ -91,9 +91,16 @@ def test_the_last_ones_are_kept_with_the_state_and_go_on_from_there() -> None:
 
 
 def test_captions_and_noise_are_not_those_of_the_paths() -> None:
-    bank = TrajectoryBank(velocity, captions, (3, 4, 4), 5, (1.0, 4.0), 3, 32)
-    jumps = own(Wrong(), 32)
+    asked: list[int] = []
+
+    def noted(first: int, count: int) -> Captions:
+        asked.append(first)
+        return captions(first, count)
+
+    where = (3, 4, 4), 5, (1.0, 4.0), 3, 32
+    bank, jumps = TrajectoryBank(velocity, noted, *where), OwnJumps(Wrong(), velocity, noted, *where)
     bank.advance(32)
     jumps.advance(32)
+    assert len(set(asked)) == 4
     starts = torch.cat([batch.x for batch, _ in jumps.batches])
     assert not torch.isclose(starts[:, None], bank.points[None, :, 0]).flatten(2).all(2).any()
