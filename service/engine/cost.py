@@ -10,7 +10,7 @@ class ForwardCost:
     """seconds = fixed + slope · size, by exponentially weighted least squares over measured forwards.
 
     Each counts for `memory` of the one after it, the first ones for less: a model's first forward is often a slow one, of which
-    nothing may be left a dozen forwards later.
+    little may be left a dozen forwards later.
     """
 
     def __init__(self, memory: float = 0.98) -> None:
