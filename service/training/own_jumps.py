@@ -8,7 +8,6 @@ teach the map there too. (Dataset aggregation: DAgger, arXiv 1011.0686.)
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from service.training.flow_objectives import landing
-from service.training.precision import CPU
-from service.training.trajectories import BATCH, FREE_SHARE, LEGS, Captions, Jumps, PathStarts, Velocity, euler_leg, trimmed
+from service.training.trajectories import BATCH, FREE_SHARE, LEGS, Jumps, PathStarts, Velocity, euler_leg, trimmed
 
 OWN_JUMP_COUNTS = (2, 4, 8, 16)
 OWN_JUMP_SHARES = (0.15, 0.35, 0.4, 0.1)
@@ -37,21 +35,10 @@ class OwnJumps:
     What it holds depends on the weights of the time when it was computed, so it is part of a run's state.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        velocity: Velocity,
-        captions: Callable[[int, int], Captions],
-        shape: tuple[int, int, int],
-        text_tokens: int,
-        guidance_range: tuple[float, float],
-        seed: int,
-        capacity: int,
-        device: torch.device = CPU,
-    ) -> None:
+    def __init__(self, network: nn.Module, velocity: Velocity, starts: PathStarts, capacity: int) -> None:
         self.network = network
         self.velocity = velocity
-        self.starts = PathStarts(captions, shape, text_tokens, guidance_range, seed, device)
+        self.starts = starts
         self.batches: deque[tuple[Jumps, Tensor]] = deque(maxlen=capacity // BATCH)
         self.end = 0
 

@@ -31,7 +31,7 @@ from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.precision import training_device, training_precision
 from service.training.text_data import step_generator
 from service.training.training_loop import run_training
-from service.training.trajectories import BATCH, LEGS, PATH_SALT, Captions, Jumps, TrajectoryBank, guided_velocity
+from service.training.trajectories import BATCH, LEGS, PATH_SALT, Captions, Jumps, PathStarts, TrajectoryBank, guided_velocity
 
 HELD_OUT_SEED = 1_000_003
 JUMP_COUNTS = (1, 2, 4, 8)
@@ -221,10 +221,8 @@ class Distiller:
             assert pair.right is not None
             return pair.right((seed, PATH_SALT + first), ends)
 
-        return TrajectoryBank(
-            partial(guided_velocity, pair.teacher), conditions, pair.shape, pair.condition_tokens, pair.guidance_range,
-            seed, capacity, right if only_correct else None, self.device,
-        )  # fmt: skip
+        starts = PathStarts(conditions, pair.shape, pair.condition_tokens, pair.guidance_range, seed, self.device)
+        return TrajectoryBank(partial(guided_velocity, pair.teacher), starts, capacity, right if only_correct else None)
 
 
 def distill(options: DistillationOptions) -> Distiller:

@@ -37,7 +37,7 @@ from service.training.scenes import draw_scenes
 from service.training.shapes_objective import ScenePaths, TrainingBatch, flow_map_loss, velocity_loss
 from service.training.shapes_sampling import ShapesModel
 from service.training.training_loop import run_training
-from service.training.trajectories import BATCH, PATH_SALT, Captions, Jumps, TrajectoryBank
+from service.training.trajectories import BATCH, PATH_SALT, Captions, Jumps, PathStarts, TrajectoryBank
 
 
 @dataclass(frozen=True)
@@ -250,9 +250,9 @@ class ShapesTrainer:
         self.optimizer = self._flow_map_optimizer()
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
         velocity, shape = ScenePaths(self.teacher), (config.channels, config.image_size, config.image_size)
-        where = self._path_captions, shape, config.max_text_tokens, config.guidance_range, options.seed
-        self.bank = TrajectoryBank(velocity, *where, options.paths, device=self.device)
-        self.own = OwnJumps(self.network, velocity, *where, options.own_paths, device=self.device)
+        starts = PathStarts(self._path_captions, shape, config.max_text_tokens, config.guidance_range, options.seed, self.device)
+        self.bank = TrajectoryBank(velocity, starts, options.paths)
+        self.own = OwnJumps(self.network, velocity, starts, options.own_paths)
 
     def _drawn_ahead(self) -> DataLoader[TrainingBatch]:
         """The batches of the steps to come."""

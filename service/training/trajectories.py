@@ -104,7 +104,10 @@ class PathStart:
 
 @dataclass(frozen=True)
 class PathStarts:
-    """Where paths begin: a batch from `first` on is a function of (seed, first) alone. Captions are padded with id 0."""
+    """Where paths begin: a batch from `first` on is a function of (seed, first) alone.
+
+    `captions(n, count)` gives the captions of paths n, n + 1, ..., n + count - 1; they are padded with id 0.
+    """
 
     captions: Callable[[int, int], Captions]
     shape: tuple[int, int, int]
@@ -132,36 +135,30 @@ def euler_leg(velocity: Velocity, x: Tensor, start: PathStart, leg: int) -> Tens
 
 
 class TrajectoryBank:
-    """The last `capacity` paths of a velocity, which works on `device`. Path n is a function of (seed, n) alone, so a resumed run
-    has the same ones.
+    """The last `capacity` paths of a velocity, which works on the device of the `starts`. Path n is a function of their seed and
+    n alone, so a resumed run has the same ones.
 
-    Captions are padded with id 0. `captions(n, count)` gives the captions of paths n, n + 1, ..., n + count - 1. Where
-    `right(n, ends)` says which of the pictures [B, C, H, W] that paths n, n + 1, ... end in are right, those that are not give
-    their places to copies of right ones of their batch, if it has any.
+    Where `right(n, ends)` says which of the pictures [B, C, H, W] that paths n, n + 1, ... end in are right, those that are not
+    give their places to copies of right ones of their batch, if it has any.
     """
 
     def __init__(
         self,
         velocity: Velocity,
-        captions: Callable[[int, int], Captions],
-        shape: tuple[int, int, int],
-        text_tokens: int,
-        guidance_range: tuple[float, float],
-        seed: int,
+        starts: PathStarts,
         capacity: int,
         right: Callable[[int, Tensor], list[bool]] | None = None,
-        device: torch.device = CPU,
     ) -> None:
         if capacity % BATCH:
             raise ValueError(f"a bank of {capacity} paths cannot be filled {BATCH} at a time")
         self.velocity = velocity
         self.right = right
-        self.starts = PathStarts(captions, shape, text_tokens, guidance_range, seed, device)
-        self.device = device
-        self.points = torch.zeros(capacity, LEGS + 1, *shape, device=device)
+        self.starts = starts
+        self.device = device = starts.device
+        self.points = torch.zeros(capacity, LEGS + 1, *starts.shape, device=device)
         self.times = torch.zeros(capacity, LEGS + 1, device=device)
         self.guidance = torch.zeros(capacity, device=device)
-        self.text = torch.zeros(capacity, text_tokens, dtype=torch.int64, device=device)
+        self.text = torch.zeros(capacity, starts.text_tokens, dtype=torch.int64, device=device)
         self.end = 0
 
     def advance(self, end: int) -> None:

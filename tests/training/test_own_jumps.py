@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from service.training.own_jumps import TAUGHT_BELOW, OwnJumps
-from service.training.trajectories import Captions, TrajectoryBank
+from service.training.trajectories import Captions, PathStarts, TrajectoryBank
 
 Z = 0.5
 """A velocity that leads from any state straight to a picture of this everywhere: dx/dt = (x - Z) / t."""
@@ -36,7 +36,7 @@ def captions(first: int, count: int) -> Captions:
 
 
 def own(network: nn.Module, capacity: int = 96) -> OwnJumps:
-    return OwnJumps(network, velocity, captions, (3, 4, 4), 5, (1.0, 4.0), 3, capacity)
+    return OwnJumps(network, velocity, PathStarts(captions, (3, 4, 4), 5, (1.0, 4.0), 3), capacity)
 
 
 def test_a_map_that_goes_wrong_is_taught_from_where_it_has_come_to() -> None:
@@ -97,10 +97,10 @@ def test_captions_and_noise_are_not_those_of_the_paths() -> None:
         asked.append(first)
         return captions(first, count)
 
-    where = (3, 4, 4), 5, (1.0, 4.0), 3, 32
-    bank, jumps = TrajectoryBank(velocity, noted, *where), OwnJumps(Wrong(), velocity, noted, *where)
+    starts = PathStarts(noted, (3, 4, 4), 5, (1.0, 4.0), 3)
+    bank, jumps = TrajectoryBank(velocity, starts, 32), OwnJumps(Wrong(), velocity, starts, 32)
     bank.advance(32)
     jumps.advance(32)
     assert len(set(asked)) == 4
-    starts = torch.cat([batch.x for batch, _ in jumps.batches])
-    assert not torch.isclose(starts[:, None], bank.points[None, :, 0]).flatten(2).all(2).any()
+    states = torch.cat([batch.x for batch, _ in jumps.batches])
+    assert not torch.isclose(states[:, None], bank.points[None, :, 0]).flatten(2).all(2).any()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from service.training.trajectories import LEGS, Captions, TrajectoryBank, guided_velocity, path_times
+from service.training.trajectories import LEGS, Captions, PathStarts, TrajectoryBank, guided_velocity, path_times
 
 GUIDANCE = (1.0, 4.0)
 
@@ -27,7 +27,7 @@ def captions(first: int, count: int) -> Captions:
 
 
 def bank(capacity: int = 32, seed: int = 0) -> TrajectoryBank:
-    return TrajectoryBank(partial(guided_velocity, Pull()), captions, (3, 4, 4), 5, GUIDANCE, seed, capacity)
+    return TrajectoryBank(partial(guided_velocity, Pull()), PathStarts(captions, (3, 4, 4), 5, GUIDANCE, seed), capacity)
 
 
 def test_a_jump_along_a_path_has_the_guided_velocity_of_its_teacher() -> None:
