@@ -40,7 +40,7 @@ def span_words(part, seed, number, purpose, SPAN: tl.constexpr):
     seed_lo, seed_hi = seed_words(seed)
     number_lo, number_hi = seed_words(number)
     counter = (part * (SPAN // 4) + tl.arange(0, SPAN // 4)).to(tl.uint32)
-    words = philox4x32(seed_lo, seed_hi, counter, number_lo, tl.to_tensor(purpose).to(tl.uint32), number_hi)
+    words = philox4x32(seed_lo, seed_hi, counter, number_lo, tl.cast(purpose, tl.uint32), number_hi)
     row = tl.arange(0, 4)[:, None]
     upper = tl.where(row == 0, words[0][None, :], words[1][None, :])
     return tl.where(row < 2, upper, tl.where(row == 2, words[2][None, :], words[3][None, :]))
@@ -52,7 +52,7 @@ def exact_gumbel(token, seed, number, purpose):
     seed_lo, seed_hi = seed_words(seed)
     number_lo, number_hi = seed_words(number)
     counter = (token // 64 * 16 + token % 16).to(tl.uint32)
-    words = philox4x32(seed_lo, seed_hi, counter, number_lo, tl.to_tensor(purpose).to(tl.uint32), number_hi)
+    words = philox4x32(seed_lo, seed_hi, counter, number_lo, tl.cast(purpose, tl.uint32), number_hi)
     row = token // 16 % 4
     upper = tl.where(row == 0, words[0], words[1])
     return gumbel(tl.where(row < 2, upper, tl.where(row == 2, words[2], words[3])))

@@ -276,8 +276,8 @@ class FlowTransformer(nn.Module):
 
     def _to_patches(self, x: Tensor) -> Tensor:
         size, margin = self.config.patch_size, self.config.patch_margin
-        patches = F.unfold(x, size + 2 * margin, padding=margin, stride=size).transpose(1, 2)
-        return patches.to(self.patch_embed.weight.dtype)
+        windows = F.pad(x, (margin,) * 4).unfold(2, size + 2 * margin, size).unfold(3, size + 2 * margin, size)
+        return windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2).to(self.patch_embed.weight.dtype)
 
     def _to_pixels(self, patches: Tensor) -> Tensor:
         size, channels, side = self.config.patch_size, self.config.channels, self.config.image_size

@@ -27,6 +27,7 @@ _HELP = {
     "velocity_share": "share of rows that still learn the velocity in the flow-map stage",
     "paths": "paths of the velocity that are kept to learn jumps from",
     "paths_a_step": "new paths, and new pictures of the model's own, a step of the flow-map stage",
+    "paths_at_once": "how many are computed at a time: a GPU is fast at hundreds",
     "own_share": "share of the jumps that begin where the model's own jumps have led, not on a path",
     "own_paths": "pictures of the model's own whose jumps are kept",
     "evaluate_every": "steps between evaluations and saved states",

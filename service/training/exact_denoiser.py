@@ -8,7 +8,7 @@ what it would otherwise have to average over many pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -32,6 +32,7 @@ from service.models.scenes import (
     relation_holds,
     shape_template,
 )
+from service.training.precision import full_precision
 from service.training.scenes import CELL
 
 _PLACES_A_SIDE = (IMAGE_SIZE - min(SIZES.values())) // CELL + 1
@@ -89,20 +90,34 @@ class ExactScenes:
             torch.tensor(priors),
         )
 
-    def to(self, device: torch.device) -> ExactScenes:
+    def to(self, device: torch.device, non_blocking: bool = False) -> ExactScenes:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> ExactScenes:
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ExactScenes:
         tensors = self.owner, self.background, self.contrast, self.template, self.pairs, self.prior
-        return ExactScenes(self.count, *(tensor.to(device) for tensor in tensors))
+        return ExactScenes(self.count, *map(change, tensors))
 
 
 def exact_denoised(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
-    """E[x0 | x_t = x, caption], like x [B, 3, 32, 32], where x_t = (1-t) x0 + t eps at times t [B] in (0, 1]."""
+    """E[x0 | x_t = x, caption], like x [B, 3, 32, 32], where x_t = (1-t) x0 + t eps at times t [B] in (0, 1].
+
+    In float32 wherever it is called: likelihoods are exponentials of sums over a picture, divided by t^2.
+    """
+    with full_precision(x.device):
+        return _denoised(x, t, scenes)
+
+
+def _denoised(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
     owner = scenes.owner
     time = t.clamp_min(_EARLIEST)[owner].view(-1, 1, 1)
     background = scenes.background[..., None, None]
     left = x[owner] - (1 - time[..., None]) * background
     projected = torch.einsum("bchw,bkc->bkhw", left, scenes.contrast)
     room = _LARGEST - min(SIZES.values())
-    templates = _templates().to(x.device)
+    templates = _templates(x.device)
     overlap = F.conv2d(F.pad(projected.flatten(0, 1)[:, None], (0, room, 0, room)), templates, stride=CELL).flatten(2)
     overlap = overlap.gather(1, scenes.template.view(-1, 1, 1).expand(-1, 1, _PLACES)).view(len(owner), MAX_OBJECTS, _PLACES)
     energy = scenes.contrast.square().sum(-1) * templates.square().sum((1, 2, 3))[scenes.template]
@@ -118,7 +133,7 @@ def exact_denoised(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
 def _drawn(places: Tensor, scenes: ExactScenes) -> Tensor:
     """[H, 3, 32, 32]: what objects add to the background on average, with these probabilities [H, 3, places] of their places."""
     planes = places.view(-1, 1, _PLACES_A_SIDE, _PLACES_A_SIDE)
-    templates = _templates().to(places.device)
+    templates = _templates(places.device)
     selected = F.one_hot(scenes.template.view(-1), len(templates)).to(planes.dtype)[..., None, None] * planes
     coverage = F.conv_transpose2d(selected, templates, stride=CELL)[:, 0, :IMAGE_SIZE, :IMAGE_SIZE]
     return torch.einsum("bkhw,bkc->bchw", coverage.view(-1, MAX_OBJECTS, IMAGE_SIZE, IMAGE_SIZE), scenes.contrast)
@@ -130,7 +145,7 @@ def _place_marginals(scores: Tensor, scenes: ExactScenes) -> tuple[Tensor, Tenso
     In logarithms, over all triples of places: an object can fit a place best that another one of a like colour holds.
     """
     marginals, evidence = torch.empty_like(scores), scores.new_empty(len(scores))
-    priors = _pair_priors().to(scores.device)
+    priors = _pair_priors(scores.device)
     at_once = _ROWS_AT_ONCE if scores.device.type == "cpu" else _ROWS_AT_ONCE_ON_A_GPU
     for rows in torch.arange(len(scores), device=scores.device).split(at_once):
         first, second, third = scores[rows].unbind(1)
@@ -158,10 +173,11 @@ def _completions(scene: Scene) -> Iterator[Scene]:
 
 
 @cache
-def _templates() -> Tensor:
+def _templates(device: torch.device) -> Tensor:
     """Coverage of every shape of every size, [kinds, 1, largest, largest], in the upper left corner."""
     kinds = [shape_template(shape, size) for size in SIZES for shape in SHAPES]
-    return torch.stack([F.pad(torch.from_numpy(k), (0, _LARGEST - len(k), 0, _LARGEST - len(k))) for k in kinds])[:, None]
+    padded = [F.pad(torch.from_numpy(k), (0, _LARGEST - len(k), 0, _LARGEST - len(k))) for k in kinds]
+    return torch.stack(padded)[:, None].to(device)
 
 
 def _template_index(item: SceneObject) -> int:
@@ -188,9 +204,9 @@ def _pairs(sizes: Sizes, relations: Sequence[str | None]) -> list[Pair]:
 
 
 @cache
-def _pair_priors() -> Tensor:
+def _pair_priors(device: torch.device) -> Tensor:
     """[pairs, places, places]: of each of `_PAIRS`, the logarithm of the prior of two places."""
-    return torch.stack([_pair_prior(*pair) for pair in _PAIRS])
+    return torch.stack([_pair_prior(*pair) for pair in _PAIRS]).to(device)
 
 
 @cache

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from service.training.flow_objectives import landing
-from service.training.trajectories import BATCH, FREE_SHARE, LEGS, Jumps, PathStarts, Velocity, euler_leg, trimmed
+from service.training.trajectories import FREE_SHARE, LEGS, Jumps, PathStarts, Velocity, euler_leg, trimmed
 
 OWN_JUMP_COUNTS = (2, 4, 8, 16)
 OWN_JUMP_SHARES = (0.15, 0.35, 0.4, 0.1)
@@ -39,21 +39,22 @@ class OwnJumps:
         self.network = network
         self.velocity = velocity
         self.starts = starts
-        self.batches: deque[tuple[Jumps, Tensor]] = deque(maxlen=capacity // BATCH)
+        self.batches: deque[tuple[Jumps, Tensor]] = deque(maxlen=capacity // starts.batch)
         self.end = 0
 
     def advance(self, end: int) -> None:
         """Have the jumps of the pictures before `end`, rounded down to whole batches; those passed over are not made."""
-        end -= end % BATCH
-        for first in range(max(self.end, end - BATCH * (self.batches.maxlen or 0)), end, BATCH):
+        batch = self.starts.batch
+        end -= end % batch
+        for first in range(max(self.end, end - batch * (self.batches.maxlen or 0)), end, batch):
             self.batches.append(self._made(first))
         self.end = max(self.end, end)
 
     def draw(self, count: int, generator: torch.Generator) -> Jumps:
-        """Random jumps, more often those that missed."""
+        """Random jumps, more often those that missed. The generator is of the device that they are on."""
         missed = torch.cat([each for _, each in self.batches]).clamp_max(LARGEST_MISS)
-        picks = torch.multinomial((missed + missed.mean()).cpu(), count, replacement=True, generator=generator)
-        drawn = Jumps.joined([jumps for jumps, _ in self.batches]).rows(picks.to(missed.device))
+        picks = torch.multinomial(missed + missed.mean(), count, replacement=True, generator=generator)
+        drawn = Jumps.joined([jumps for jumps, _ in self.batches]).rows(picks)
         return replace(drawn, text=trimmed(drawn.text))
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,9 +69,9 @@ class OwnJumps:
 
     @torch.no_grad()
     def _made(self, first: int) -> tuple[Jumps, Tensor]:
-        start, generator = self.starts(_SALT + first)
+        start = self.starts(_SALT + first)
         x, jumps, missed = start.x, [], []
-        for leg, stop in pairwise(_stops(generator)):
+        for leg, stop in pairwise(_stops(torch.Generator().manual_seed(self.starts.seed_of(_SALT + first) + 1))):
             t, s = start.times[:, leg], start.times[:, stop]
             landed = landing(x, t - s, self.network(x, t, s, start.guidance, start.text).float())
             taught = (t < TAUGHT_BELOW) | (stop == LEGS)

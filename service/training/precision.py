@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,6 +21,14 @@ def training_dtype(device: torch.device = CPU) -> torch.dtype:
 def training_precision(device: torch.device = CPU) -> AbstractContextManager[object]:
     """A `with` in which networks multiply in `training_dtype(device)`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training_dtype(device) is torch.bfloat16)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """A `with` in which float32 is computed as such: neither in bfloat16 nor, in convolutions of a GPU, in TF32."""
+    cudnn = torch.backends.cudnn
+    with torch.autocast(device.type, enabled=False), cudnn.flags(cudnn.enabled, cudnn.benchmark, allow_tf32=False):
+        yield
 
 
 def training_attention(device: torch.device) -> AbstractContextManager[object]:

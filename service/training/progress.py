@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Self
 
+from torch import Tensor
 from tqdm import tqdm
 
 
@@ -23,10 +24,10 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def advance(self, **values: float) -> None:
-        """One step done; the values are shown beside the bar."""
-        self._bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
-        self._bar.update()
+    def advance(self, **values: float | Tensor) -> None:
+        """One step done; the values are shown beside the bar, and read from the device only then."""
+        if self._bar.update():
+            self._bar.set_postfix({name: f"{float(value):.3f}" for name, value in values.items()})
 
     def record(self, step: int, **values: float) -> None:
         """Append one evaluation to the metrics file and print it above the bar."""

@@ -39,20 +39,22 @@ def exact_velocity(x: Tensor, t: Tensor, scenes: ExactScenes) -> Tensor:
 
 
 def noise_images(images: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(x_t, the velocity eps - x0 of the straight path), both in the shape of `images`. The generator is a CPU's."""
-    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    """(x_t, the velocity eps - x0 of the straight path), both in the shape of `images`, on the generator's device as they are."""
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
     time = t.view(-1, 1, 1, 1)
     return (1 - time) * images + time * noise, noise - images
 
 
 def sample_velocity_times(count: int, bias: float, generator: torch.Generator) -> Tensor:
-    """[count] times: logit-normal (arXiv 2403.03206), but for the share `EVEN_TIMES` spread evenly over [0, 1].
+    """[count] times, on the generator's device: logit-normal (arXiv 2403.03206), but for the share `EVEN_TIMES` spread evenly
+    over [0, 1].
 
     A positive `bias` leans to noise: which object stands where is decided there, above t = 0.8 for objects this small.
     """
-    leaning = torch.sigmoid(bias + TIME_SPREAD * torch.randn(count, generator=generator))
-    even = torch.rand(count, generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < EVEN_TIMES, even, leaning)
+    device = generator.device
+    leaning = torch.sigmoid(bias + TIME_SPREAD * torch.randn(count, generator=generator, device=device))
+    even = torch.rand(count, generator=generator, device=device)
+    return torch.where(torch.rand(count, generator=generator, device=device) < EVEN_TIMES, even, leaning)
 
 
 def velocity_loss(
@@ -60,12 +62,13 @@ def velocity_loss(
 ) -> Tensor:
     """Mean squared error [B] of u(x_t, t, t), with captions dropped at the rate `dropout`.
 
-    Against the exact velocity E[eps - x0 | x_t, caption], or, without a caption, the sample eps - x0 (flow matching).
+    Against the exact velocity E[eps - x0 | x_t, caption], or, without a caption, the sample eps - x0 (flow matching). The
+    generator is of the device that the batch is on.
     """
-    count, device = len(batch.images), batch.images.device
-    t = sample_velocity_times(count, noise_bias, generator).to(device)
+    count = len(batch.images)
+    t = sample_velocity_times(count, noise_bias, generator)
     x, sample = noise_images(batch.images, t, generator)
-    dropped = (torch.rand(count, 1, generator=generator) < dropout).to(device)
+    dropped = torch.rand(count, 1, generator=generator, device=generator.device) < dropout
     text = torch.where(dropped, batch.empty, batch.text)
     target = torch.where(dropped[..., None, None], sample, exact_velocity(x, t, batch.scenes))
     return _weighted_error(network(x, t, t, torch.ones_like(t), text), target, t)

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import copy
 import json
-import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
-from tokenizers import Tokenizer
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
-from service.models.scenes import Scene
 from service.training.caption_tokenizer import (
     MAX_TEXT_TOKENS,
     NULL,
     PAD,
     SPECIAL_TOKENS,
     build_caption_tokenizer,
-    encode_captions,
 )
 from service.training.checkpointing import check_nothing_there, replace_file, save_training_state, state_to_resume
+from service.training.drawing import PathCaptions, TrainingScenes, drawn_ahead
 from service.training.ema import WeightAverage
 from service.training.evaluate_shapes import quick_accuracy
-from service.training.exact_denoiser import ExactScenes
 from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.own_jumps import OwnJumps
 from service.training.precision import training_attention, training_device, training_precision
-from service.training.scenes import draw_scenes
 from service.training.shapes_objective import ScenePaths, TrainingBatch, flow_map_loss, velocity_loss
 from service.training.shapes_sampling import ShapesModel
 from service.training.training_loop import run_training
-from service.training.trajectories import BATCH, PATH_SALT, Captions, Jumps, PathStarts, TrajectoryBank
+from service.training.trajectories import Jumps, PathStarts, TrajectoryBank
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,7 @@ class ShapesTrainingOptions:
     velocity_share: float = 1 / 3
     paths: int = 1024
     paths_a_step: int = 4
+    paths_at_once: int = 16
     own_share: float = 0.5
     own_paths: int = 256
     evaluate_every: int = 250
@@ -80,14 +75,15 @@ class ShapesTrainingOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        if self.paths < 1 or self.paths % BATCH:
-            raise ValueError(f"paths must be a multiple of {BATCH}, not {self.paths}")
+        if self.paths_at_once < 1:
+            raise ValueError(f"paths_at_once must be at least 1, not {self.paths_at_once}")
+        for name in ("paths", "own_paths"):
+            if getattr(self, name) < 1 or getattr(self, name) % self.paths_at_once:
+                raise ValueError(f"{name} must be a multiple of paths_at_once, {self.paths_at_once}, not {getattr(self, name)}")
         if self.evaluate_captions < 1:
             raise ValueError(f"evaluate_captions must be at least 1, not {self.evaluate_captions}")
         if not 0 < self.velocity_rows < self.batch_size:
             raise ValueError(f"a velocity_share of {self.velocity_share} leaves one stage without rows")
-        if self.own_paths < 1 or self.own_paths % BATCH:
-            raise ValueError(f"own_paths must be a multiple of {BATCH}, not {self.own_paths}")
         if not 0 <= self.own_rows < self.batch_size - self.velocity_rows:
             raise ValueError(f"an own_share of {self.own_share} leaves no rows for jumps along paths")
 
@@ -150,20 +146,22 @@ class ShapesTrainer:
         self.optimizer = self._velocity_optimizer()
         self.bank = None
         self._batches: Iterator[TrainingBatch] | None = None
-        self._losses: list[dict[str, float]] = []
+        self._losses: list[dict[str, Tensor]] = []
 
     @property
     def total_steps(self) -> int:
         return self.options.steps + self.options.flow_map_steps
 
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns the velocity and the flow-map loss (0 in the first stage), means over rows."""
+    def train_step(self) -> dict[str, Tensor]:
+        """One optimiser step; returns the velocity and the flow-map loss (0 in the first stage), means over rows, on the device:
+        reading them waits for it."""
         options, flow_map = self.options, self.step >= self.options.steps
         if self.step == options.steps:
             self._enter_flow_map_stage()
-        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + self.step)
+        generator = torch.Generator(self.device).manual_seed(options.seed * 1_000_003 + self.step)
         if self._batches is None:
-            self._batches = iter(self._drawn_ahead())
+            scenes = TrainingScenes(self.tokenizer, options.seed, self._velocity_rows)
+            self._batches = drawn_ahead(scenes, range(self.step, self.total_steps), options.workers, self.device)
         batch = next(self._batches).to(self.device)
         with training_attention(self.device), training_precision(self.device):
             velocity = velocity_loss(
@@ -181,7 +179,7 @@ class ShapesTrainer:
         self.optimizer.step(self.step - options.steps if flow_map else self.step)
         self.average.update(self.network)
         self.step += 1
-        self._losses.append({"velocity": velocity.mean().item(), "flow_map": mapped.mean().item()})
+        self._losses.append({"velocity": velocity.detach().mean(), "flow_map": mapped.detach().mean()})
         return self._losses[-1]
 
     def _jumps(self, bank: TrajectoryBank, generator: torch.Generator) -> Jumps:
@@ -197,7 +195,7 @@ class ShapesTrainer:
 
     def validate(self) -> dict[str, float]:
         """The mean losses since the last evaluation, and what the averaged weights draw correctly."""
-        losses = {name: sum(row[name] for row in self._losses) / len(self._losses) for name in self._losses[0]}
+        losses = {name: torch.stack([row[name] for row in self._losses]).mean().item() for name in self._losses[0]}
         self._losses.clear()
         model, flow_map = ShapesModel(self.network, self.tokenizer), self.step > self.options.steps
         with self.average.applied_to(self.network), training_precision(self.device):
@@ -250,22 +248,17 @@ class ShapesTrainer:
         self.optimizer = self._flow_map_optimizer()
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
         velocity, shape = ScenePaths(self.teacher), (config.channels, config.image_size, config.image_size)
-        starts = PathStarts(self._path_captions, shape, config.max_text_tokens, config.guidance_range, options.seed, self.device)
-        self.bank = TrajectoryBank(velocity, starts, options.paths)
-        self.own = OwnJumps(self.network, velocity, starts, options.own_paths)
 
-    def _drawn_ahead(self) -> DataLoader[TrainingBatch]:
-        """The batches of the steps to come."""
-        return DataLoader(
-            _Batches(self.tokenizer, self.options),
-            batch_size=None,
-            sampler=range(self.step, self.total_steps),
-            num_workers=self.options.workers,
-            worker_init_fn=_leave_signals_to_the_run,
-        )
+        def starts() -> PathStarts:
+            captions = PathCaptions(self.tokenizer, options.seed, options.workers, self.device)
+            text = config.max_text_tokens, config.guidance_range
+            return PathStarts(captions, shape, *text, options.seed, self.device, options.paths_at_once)
 
-    def _path_captions(self, first: int, count: int) -> Captions:
-        return draw_training_batch(self.tokenizer, (self.options.seed, PATH_SALT + first), count)
+        self.bank = TrajectoryBank(velocity, starts(), options.paths)
+        self.own = OwnJumps(self.network, velocity, starts(), options.own_paths)
+
+    def _velocity_rows(self, step: int) -> int:
+        return self.options.batch_size if step < self.options.steps else self.options.velocity_rows
 
     def _velocity_optimizer(self) -> SplitOptimizer:
         options = self.options
@@ -285,41 +278,6 @@ class ShapesTrainer:
             other_rate=options.other_rate * options.flow_map_rate_factor,
             weight_decay=0.02,
         )
-
-
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches the whole group: the run saves and ends, and its workers with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Batches(Dataset[TrainingBatch]):
-    """Of each step, what the velocity learns from."""
-
-    def __init__(self, tokenizer: Tokenizer, options: ShapesTrainingOptions) -> None:
-        self._tokenizer, self._options = tokenizer, options
-
-    def __getitem__(self, step: int) -> TrainingBatch:
-        options = self._options
-        rows = options.batch_size if step < options.steps else options.velocity_rows
-        return draw_training_batch(self._tokenizer, (options.seed, step), rows)
-
-
-def vary_scene(scene: Scene, choice: float) -> Scene:
-    """What people tell of it: in one case of 16 all but the background, in one of 16 all but the sizes."""
-    if choice < 1 / 16:
-        return replace(scene, background=None)
-    if choice < 2 / 16:
-        return replace(scene, objects=tuple(replace(item, size=None) for item in scene.objects))
-    return scene
-
-
-def draw_training_batch(tokenizer: Tokenizer, seed: tuple[int, ...], count: int) -> TrainingBatch:
-    """Fresh scenes with captions that are not held out; the same for the same seed."""
-    scenes = draw_scenes(seed, count)
-    choices = np.random.default_rng((*seed, 1)).random(count)
-    told = [vary_scene(scene, choice) for scene, choice in zip(scenes.scenes, choices, strict=True)]
-    text = encode_captions(tokenizer, [*(scene.caption for scene in told), ""])
-    return TrainingBatch(text[:-1], text[-1:].expand(count, -1), ExactScenes.of(told), scenes.images)
 
 
 def train_shapes(options: ShapesTrainingOptions) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor
+
 from service.training.checkpointing import StopSignal
 from service.training.progress import TrainingProgress
 
@@ -16,7 +18,7 @@ class Trainer(Protocol):
     @property
     def step(self) -> int: ...
 
-    def train_step(self) -> Mapping[str, float]:
+    def train_step(self) -> Mapping[str, float | Tensor]:
         """One optimiser step; returns what is shown beside the progress bar."""
         ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Self
 
 import torch
@@ -34,8 +35,12 @@ class Captions:
     empty: Tensor
 
     def to(self, device: torch.device) -> Self:
-        parts = {item.name: getattr(self, item.name).to(device) for item in fields(self)}
-        return replace(self, **parts)
+        """On this device; from pinned memory without waiting for the copy."""
+        return replace(self, **{item.name: getattr(self, item.name).to(device, non_blocking=True) for item in fields(self)})
+
+    def pin_memory(self) -> Self:
+        """In memory from which a GPU copies while it computes."""
+        return replace(self, **{item.name: getattr(self, item.name).pin_memory() for item in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,12 @@ def guided_velocity(teacher: nn.Module, x: Tensor, t: Tensor, guidance: Tensor, 
 
 def path_times(count: int, generator: torch.Generator) -> Tensor:
     """[count, LEGS + 1] times from 1 to 0: half the paths on the grid of `CANONICAL_SHIFT`, the others on random ones."""
-    even = torch.linspace(1, 0, LEGS + 1).expand(count, -1)
-    jitter = (torch.rand(count, LEGS + 1, generator=generator) - 0.5) / (2 * LEGS)
+    device = generator.device
+    even = torch.linspace(1, 0, LEGS + 1, device=device).expand(count, -1)
+    jitter = (torch.rand(count, LEGS + 1, generator=generator, device=device) - 0.5) / (2 * LEGS)
     jitter[:, [0, -1]] = 0.0
-    shift = torch.full((count, 1), CANONICAL_SHIFT)
-    free = torch.rand(count, 1, generator=generator) < 0.5
-    shift = torch.where(free, 1 + 4 * torch.rand(count, 1, generator=generator), shift)
+    free = torch.rand(count, 1, generator=generator, device=device) < 0.5
+    shift = torch.where(free, 1 + 4 * torch.rand(count, 1, generator=generator, device=device), CANONICAL_SHIFT)
     even = torch.where(free, even + jitter, even)
     return shift * even / (1 + (shift - 1) * even)
 
@@ -104,7 +109,7 @@ class PathStart:
 
 @dataclass(frozen=True)
 class PathStarts:
-    """Where paths begin: a batch from `first` on is a function of (seed, first) alone.
+    """Where paths begin, `batch` at a time: those from `first` on are a function of seed, `first`, device and `batch`.
 
     `captions(n, count)` gives the captions of paths n, n + 1, ..., n + count - 1; they are padded with id 0.
     """
@@ -115,17 +120,22 @@ class PathStarts:
     guidance_range: tuple[float, float]
     seed: int
     device: torch.device = CPU
+    batch: int = BATCH
 
-    def __call__(self, first: int) -> tuple[PathStart, torch.Generator]:
-        """The start of paths first, first + 1, ... of a batch, and a CPU's generator for what else is drawn for it."""
-        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + PATH_SALT + first)
-        captions = self.captions(first, BATCH).to(self.device)
-        times = path_times(BATCH, generator).to(self.device)
+    def __call__(self, first: int) -> PathStart:
+        """The start of paths first, first + 1, ... of a batch."""
+        generator = torch.Generator(self.device).manual_seed(self.seed_of(first))
+        captions = self.captions(first, self.batch).to(self.device)
+        times = path_times(self.batch, generator)
         low, high = self.guidance_range
-        guidance = low * (high / low) ** torch.rand(BATCH, generator=generator).to(self.device)
-        x = torch.randn(BATCH, *self.shape, generator=generator).to(self.device)
+        guidance = low * (high / low) ** torch.rand(self.batch, generator=generator, device=self.device)
+        x = torch.randn(self.batch, *self.shape, generator=generator, device=self.device)
         text = F.pad(captions.text, (0, self.text_tokens - captions.text.shape[1]))
-        return PathStart(x, captions, text, guidance, times), generator
+        return PathStart(x, captions, text, guidance, times)
+
+    def seed_of(self, first: int) -> int:
+        """For what is drawn for the batch from `first` on."""
+        return (self.seed + 1) * 1_000_003 + PATH_SALT + first
 
 
 def euler_leg(velocity: Velocity, x: Tensor, start: PathStart, leg: int) -> Tensor:
@@ -149,8 +159,8 @@ class TrajectoryBank:
         capacity: int,
         right: Callable[[int, Tensor], list[bool]] | None = None,
     ) -> None:
-        if capacity % BATCH:
-            raise ValueError(f"a bank of {capacity} paths cannot be filled {BATCH} at a time")
+        if capacity % starts.batch:
+            raise ValueError(f"a bank of {capacity} paths cannot be filled {starts.batch} at a time")
         self.velocity = velocity
         self.right = right
         self.starts = starts
@@ -163,26 +173,29 @@ class TrajectoryBank:
 
     def advance(self, end: int) -> None:
         """Have the paths before `end`, rounded down to whole batches; those that the bank has no room for are passed over."""
-        end -= end % BATCH
-        for first in range(max(self.end, end - len(self.points)), end, BATCH):
+        batch = self.starts.batch
+        end -= end % batch
+        for first in range(max(self.end, end - len(self.points)), end, batch):
             self._compute(first)
         self.end = max(self.end, end)
 
     def draw(self, count: int, generator: torch.Generator) -> Jumps:
-        """Jumps along random paths: one of 1, 2, 4 or 8 with equally many legs; the share `FREE_SHARE` between any two times."""
-        paths = torch.randint(len(self.points), (count,), generator=generator)
-        pick = torch.multinomial(torch.tensor(JUMP_SHARES), count, replacement=True, generator=generator)
-        legs = LEGS // torch.tensor(JUMP_COUNTS)[pick]
-        start = (torch.rand(count, generator=generator) * (LEGS // legs)).long() * legs
-        ends = torch.rand(count, LEGS + 1, generator=generator).argsort(dim=1)[:, :2].sort(dim=1).values
-        free = torch.rand(count, generator=generator) < FREE_SHARE
+        """Jumps along random paths: one of 1, 2, 4 or 8 with equally many legs; the share `FREE_SHARE` between any two times.
+        The generator is a CPU's or one of the bank's device, and draws there."""
+        where = generator.device
+        paths = torch.randint(len(self.points), (count,), generator=generator, device=where)
+        shares, counts = _jump_choices(where)
+        legs = LEGS // counts[torch.multinomial(shares, count, replacement=True, generator=generator)]
+        start = (torch.rand(count, generator=generator, device=where) * (LEGS // legs)).long() * legs
+        ends = torch.rand(count, LEGS + 1, generator=generator, device=where).argsort(dim=1)[:, :2].sort(dim=1).values
+        free = torch.rand(count, generator=generator, device=where) < FREE_SHARE
         start, stop = torch.where(free, ends[:, 0], start), torch.where(free, ends[:, 1], start + legs)
         return self.jumps(paths, start, stop)
 
     def draw_to_data(self, count: int, generator: torch.Generator) -> Jumps:
         """Jumps from any place of random paths to their ends."""
-        paths = torch.randint(len(self.points), (count,), generator=generator)
-        start = torch.randint(LEGS, (count,), generator=generator)
+        paths = torch.randint(len(self.points), (count,), generator=generator, device=generator.device)
+        start = torch.randint(LEGS, (count,), generator=generator, device=generator.device)
         return self.jumps(paths, start, torch.full_like(start, LEGS))
 
     def jumps(self, paths: Tensor, start: Tensor, stop: Tensor) -> Jumps:
@@ -199,13 +212,13 @@ class TrajectoryBank:
 
     @torch.no_grad()
     def _compute(self, first: int) -> None:
-        start, _ = self.starts(first)
+        start, batch = self.starts(first), self.starts.batch
         points = [start.x]
         for leg in range(LEGS):
             points.append(euler_leg(self.velocity, points[-1], start, leg))
-        kept = _kept(self.right(first, points[-1].cpu())) if self.right else list(range(BATCH))
+        kept = _kept(self.right(first, points[-1].cpu())) if self.right else list(range(batch))
         place = first % len(self.points)
-        rows = slice(place, place + BATCH)
+        rows = slice(place, place + batch)
         self.points[rows] = torch.stack(points, 1)[kept]
         self.times[rows], self.guidance[rows] = start.times[kept], start.guidance[kept]
         self.text[rows] = start.text[kept]
@@ -217,6 +230,14 @@ def _kept(right: list[bool]) -> list[int]:
     return [kept[i % len(kept)] for i in range(len(right))]
 
 
+@cache
+def _jump_choices(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(JUMP_SHARES, device=device), torch.tensor(JUMP_COUNTS, device=device)
+
+
 def trimmed(text: Tensor) -> Tensor:
-    """Caption ids [B, T] without the columns at the end, from the second on, that are padding (0) in every row."""
+    """Caption ids [B, T] without the columns at the end, from the second on, that are padding (0) in every row. On a GPU as they
+    are: the host would have to wait for it to know how many."""
+    if text.device.type == "cuda":
+        return text
     return text[:, : max(1, int((text != 0).any(0).sum()))]

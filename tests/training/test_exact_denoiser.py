@@ -17,6 +17,7 @@ from service.training.exact_denoiser import ExactScenes, exact_denoised
 from service.training.scenes import CELL, draw_scenes, render
 from tests.few import few
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TIMES = (1.0, 0.9, 0.7, 0.4, 0.1)
 
 
@@ -84,6 +85,17 @@ def test_rows_do_not_influence_one_another() -> None:
     for row in range(12):
         alone = exact_denoised(x[row : row + 1], t[row : row + 1], ExactScenes.of(told[row : row + 1]))
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_it_is_as_exact_where_networks_multiply_in_bfloat16(device: str) -> None:
+    scenes = ExactScenes.of(draw_scenes((1, 3), 8).scenes)
+    t = torch.tensor([1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.02])
+    x = (1 - t.view(-1, 1, 1, 1)) * draw_scenes((1, 3), 8).images + t.view(-1, 1, 1, 1) * torch.randn(8, 3, 32, 32)
+    there = torch.device(device)
+    with torch.autocast(device, torch.bfloat16):
+        found = exact_denoised(x.to(there), t.to(there), scenes.to(there))
+    torch.testing.assert_close(found.cpu(), exact_denoised(x, t, scenes), atol=2e-4, rtol=0)
 
 
 def test_its_flow_leads_from_noise_to_scenes_of_the_caption() -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from service.cli import main
 from service.training.caption_tokenizer import build_caption_tokenizer, encode_captions
 from service.training.checkpointing import load_training_state
+from service.training.drawing import draw_training_batch
 from service.training.evaluate_shapes import sampler_table
 from service.training.shapes_objective import ScenePaths, exact_velocity, velocity_loss
 from service.training.shapes_sampling import ShapesModel
-from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, draw_training_batch, train_shapes
+from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, train_shapes
 
 
 def options(out: Path, **changes: object) -> ShapesTrainingOptions:
@@ -82,17 +83,30 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, straight: list[dict[str, 
 
 def test_scenes_that_workers_draw_ahead_are_those_of_a_run_without_any(tmp_path: Path, straight: list[dict[str, Any]]) -> None:
     ahead = ShapesTrainer(options(tmp_path, workers=2))
-    for _ in range(3):
+    for _ in range(6):
         ahead.train_step()
-    for name, value in straight[3]["network"].items():
+    for name, value in straight[6]["network"].items():
         torch.testing.assert_close(ahead.network.state_dict()[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_paths_are_computed_as_many_at_a_time_as_asked(tmp_path: Path) -> None:
+    trainer = ShapesTrainer(options(tmp_path, steps=1, paths_at_once=32, own_paths=64))
+    for _ in range(3):
+        trainer.train_step()
+    assert trainer.bank is not None and (trainer.bank.end, trainer.own.end) == (32, 64)
+    assert len(trainer.own.batches) == 2 and all((jumps.s == 0).sum() == 32 for jumps, _ in trainer.own.batches)
+    assert len(trainer.bank.points[:, 0].unique(dim=0)) == 32
+    with pytest.raises(ValueError, match="own_paths must be a multiple of paths_at_once, 32, not 48"):
+        options(tmp_path, paths_at_once=32, own_paths=48)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_learns_what_a_cpu_does(tmp_path: Path) -> None:
-    here, there = (ShapesTrainer(options(tmp_path, device=device, steps=60, batch_size=16)) for device in ("cpu", "cuda"))
-    losses = [[trainer.train_step()["velocity"] for _ in range(40)] for trainer in (here, there)]
-    torch.testing.assert_close(torch.tensor(losses[1][:4]), torch.tensor(losses[0][:4]), rtol=0.05, atol=0)
+    """Of the same scenes, with noise of its own."""
+    here, there = (ShapesTrainer(options(tmp_path, device=device, steps=60, batch_size=64)) for device in ("cpu", "cuda"))
+    losses = [[trainer.train_step()["velocity"].item() for _ in range(40)] for trainer in (here, there)]
+    assert sum(losses[1][:8]) == pytest.approx(sum(losses[0][:8]), rel=0.1)
+    assert sum(losses[1][-8:]) == pytest.approx(sum(losses[0][-8:]), rel=0.25)
     assert sum(losses[1][-8:]) < 0.6 * sum(losses[1][:8])
 
 
