@@ -72,7 +72,7 @@ class FeatureModule(nn.Module):
             fitting = {name: value for name, value in last.items() if name in own and own[name].shape == value.shape}
             self.layer.load_state_dict({**self.layer.state_dict(), **fitting})
             self.eh_proj.weight.normal_(0.0, 0.5 * size**-0.5, generator=generator)
-            self.eh_proj.weight[:, size:] += torch.eye(size)
+            self.eh_proj.weight[:, size:] += torch.eye(size, device=self.eh_proj.weight.device)
             if self.eh_proj.bias is not None:
                 self.eh_proj.bias.zero_()
 

@@ -90,7 +90,8 @@ class ShapesTrainingOptions:
     def identity(self) -> dict[str, Any]:
         """What must agree between a run and the one that it resumes."""
         free = {"out", "start", "resume", "threads", "workers", "device", "evaluate_every", "evaluate_captions"}
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        values = {name: value for name, value in asdict(self).items() if name not in free}
+        return values | {"kind of device": self.device.split(":")[0]}  # which has random numbers of its own
 
     @property
     def velocity_rows(self) -> int:

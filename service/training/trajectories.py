@@ -40,7 +40,7 @@ class Captions:
 
     def pin_memory(self) -> Self:
         """In memory from which a GPU copies while it computes."""
-        return replace(self, **{item.name: getattr(self, item.name).pin_memory() for item in fields(self)})
+        return replace(self, **{item.name: getattr(self, item.name).contiguous().pin_memory() for item in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,12 @@ class CudaCapture:
                 function()
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Threads of libraries, as the one that watches over NCCL, may ask the driver something meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        # torch.cuda.graph does not leave its stream when a capture fails. Threads of libraries, as the one that watches over
+        # NCCL, may ask the driver something meanwhile.
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             given = function()
         return given, graph.replay
 

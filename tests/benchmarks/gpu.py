@@ -37,6 +37,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="toy sizes")
     parser.add_argument("--only", default="", help="kernels whose case file's name contains this")
+    parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="leaves out kernels' peers so called")
     parser.add_argument("--sizes", nargs="+", metavar="NAME", help=f"of {[*TEXT_SIZES, *PICTURES[False]]}; all unless given")
     parser.add_argument("--batches", nargs="+", type=int, help="texts at a time; 1 16 64 256 unless given")
     parser.add_argument("--folder", type=Path, help="where weights are written and kept; a temporary one unless given")
@@ -67,7 +68,7 @@ def report(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     if options.kernels:
         yield "### Kernels"
         yield ""
-        yield from kernel_report(device, options.small, options.only)
+        yield from kernel_report(device, options.small, options.only, options.without)
         yield ""
     if options.models:
         yield "### Models"

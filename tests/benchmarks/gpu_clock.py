@@ -56,14 +56,28 @@ def seconds(work: Callable[[], object], device: torch.device, small: bool = Fals
 
 
 def _captured(work: Callable[[], object]) -> Callable[[], None] | None:
+    if _waits(work):  # a capture that fails half-way leaves torch's allocator in a state of its own
+        return None
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             work()
     except RuntimeError:
         torch.cuda.synchronize()
         return None
     return graph.replay
+
+
+def _waits(work: Callable[[], object]) -> bool:
+    """Whether the host waits for the GPU in it."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        work()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
 
 
 def _timed(work: Callable[[], object]) -> float:

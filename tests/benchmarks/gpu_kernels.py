@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -37,18 +37,24 @@ class Measured:
         return "| " + " | ".join((case.name, case.dtype, f"{took * 1e6:.1f}", *rate, *work, *other)) + " |"
 
 
-def measure(case: Case, device: torch.device, small: bool) -> Measured:
+def measure(case: Case, device: torch.device, small: bool, without: Sequence[str] = ()) -> Measured:
     peers, failed = {}, {}
     for name, run in case.peers.items():
+        if any(part in name for part in without):
+            continue
         try:
             peers[name] = seconds(run, device, small)
-        except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
-            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        except Exception as error:
+            failed[name] = told(error)
     return Measured(case, seconds(case.ours, device, small), peers, failed)
 
 
-def kernel_report(device: torch.device, small: bool, only: str) -> Iterator[str]:
-    """Lines of markdown, as they are measured."""
+def told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def kernel_report(device: torch.device, small: bool, only: str, without: Sequence[str] = ()) -> Iterator[str]:
+    """Lines of markdown, as they are measured; without the peers whose names contain one of `without`."""
     ceilings = Ceilings.measured(device, small)
     yield (
         f"Ceilings measured in this run: copy {ceilings.copy / 1e9:.0f} GB/s (read and written), "
@@ -61,8 +67,13 @@ def kernel_report(device: torch.device, small: bool, only: str) -> Iterator[str]
     yield HEADER
     failed: dict[str, str] = {}
     for case in every_case(device, small, only):
-        with torch.inference_mode(), prefer_triton() if interpreted else nullcontext():
-            measured = measure(case, device, small)
+        torch._dynamo.reset()  # it compiles a function for eight shapes, and runs it as it is for those that follow
+        try:
+            with torch.inference_mode(), prefer_triton() if interpreted else nullcontext():
+                measured = measure(case, device, small, without)
+        except Exception as error:
+            failed[f"{case.name}, {case.dtype}, ours"] = told(error)
+            continue
         failed |= {f"{case.name}, {name}": why for name, why in measured.failed.items()}
         yield measured.row(ceilings)
     yield ""

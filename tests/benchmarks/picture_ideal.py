@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from service.models.pipelines.folder import load_pipeline
-from tests.benchmarks.picture_jobs import PictureJob
+from tests.benchmarks.picture_jobs import Machine, PictureJob
 
 
 @dataclass(frozen=True)
@@ -32,38 +33,46 @@ class Ideal:
         return len(jobs) / (rows * self.row + len(jobs) * (self.text + self.picture))
 
 
-def measure_ideal(folder: Path, threads: int, jobs: Sequence[PictureJob], batches: Sequence[int] = (2, 4, 8, 16, 32)) -> Ideal:
+def measure_ideal(folder: Path, machine: Machine, jobs: Sequence[PictureJob]) -> Ideal:
     """In a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_measure, folder, threads, jobs, batches).result()
+        return process.submit(_measure, folder, machine, jobs).result()
 
 
 @torch.inference_mode()
-def _measure(folder: Path, threads: int, jobs: Sequence[PictureJob], batches: Sequence[int]) -> Ideal:
-    torch.set_num_threads(threads)
-    network = load_pipeline("ideal", folder, torch.float32, torch.device("cpu"))
+def _measure(folder: Path, machine: Machine, jobs: Sequence[PictureJob]) -> Ideal:
+    torch.set_num_threads(machine.threads)
+    device = machine.device
+    # A GPU takes more to be full.
+    batches = (2, 4, 8, 16, 32, 64) if machine.is_gpu else (2, 4, 8, 16, 32)
+    most_texts, pictures = (32, (1, 4, 8, 16, 32)) if machine.is_gpu else (8, (1, 4))
+    took = partial(fastest, wait=partial(torch.cuda.synchronize, device) if machine.is_gpu else None)
+    network = load_pipeline("ideal", folder, machine.dtype, device)
     texts = [job.prompt for job in jobs]
     width, height = network.sizes.default
-    latents = torch.randn(max(batches), *network.latent_shape(width, height))
+    latents = torch.randn(max(batches), *network.latent_shape(width, height), device=device)
     conditions = network.encode([texts[i % len(texts)] for i in range(max(batches))])
-    times, ones = torch.full((max(batches),), 500.0), torch.ones(max(batches))
+    times, ones = torch.full((max(batches),), 500.0, device=device), torch.ones(max(batches), device=device)
 
     def evaluate(n: int) -> None:
         network.evaluate(latents[:n], times[:n], times[:n], ones[:n], conditions[:n], [()] * n)
 
-    rows = {n: fastest(lambda n=n: evaluate(n)) / n for n in batches}
+    rows = {n: took(partial(evaluate, n)) / n for n in batches}
     best = min(rows, key=lambda n: rows[n])
-    text = min(fastest(lambda n=n: network.encode(texts[:n])) / n for n in (1, min(8, len(texts))))
-    picture = min(fastest(lambda n=n: network.decode(latents[:n])) / n for n in (1, 4))
+    text = min(took(partial(network.encode, texts[:n])) / n for n in (1, min(most_texts, len(texts))))
+    picture = min(took(partial(network.decode, latents[:n])) / n for n in pictures)
     return Ideal(rows[best], text, picture, rows[min(batches)], best)
 
 
-def fastest(call: Callable[[], object], seconds: float = 0.5) -> float:
-    """The shortest of at least three calls that are measured for `seconds` together."""
+def fastest(call: Callable[[], object], seconds: float = 0.5, wait: Callable[[], object] | None = None) -> float:
+    """The shortest of at least three calls that are measured for `seconds` together. `wait`: until the device has done them."""
+    wait = wait or (lambda: None)
     call()
     best, calls, began = float("inf"), 0, time.perf_counter()
     while calls < 3 or time.perf_counter() - began < seconds:
+        wait()
         start = time.perf_counter()
         call()
+        wait()
         best, calls = min(best, time.perf_counter() - start), calls + 1
     return best

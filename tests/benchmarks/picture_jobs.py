@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 DEFAULT = ("dpmpp_2m", 14, 4.5)
 """Sampler, steps and guidance of those who ask for nothing special: half of all, in favour of whoever needs equals to batch."""
@@ -15,6 +17,27 @@ STEPS = (8, 10, 20)
 """Divisors of the 1000 steps of training, where all of diffusers' schedulers go by the same times."""
 GUIDANCE = (1.0, 3.0, 4.5, 7.0)
 WORDS = ("the", "red", "small", "bright", "quiet", "old", "wooden", "harbour", "lantern", "winter", "cat", "boat", "of", "at")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What all contestants compute with, and in which precision. `threads`: of the CPU."""
+
+    threads: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def __str__(self) -> str:
+        processor = f"{platform.processor() or platform.machine()}, {self.threads} threads"
+        return f"{torch.cuda.get_device_name(self.device) if self.is_gpu else processor}, {self.precision}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 
 from kernels.philox import normal
 from service.workers.purposes import INITIAL_NOISE
-from tests.benchmarks.picture_jobs import Drawn, PictureJob
+from tests.benchmarks.picture_jobs import Drawn, Machine, PictureJob
 
 WORDS = 300
 """Tokens of a text, padding and all, as PixArt-Σ's pipeline has them by default."""
@@ -63,14 +63,15 @@ class Queue:
 
 
 class Diffusers:
-    """A pipeline of the library in this process, float32. It pads texts to so many `words`."""
+    """A pipeline of the library in this process. It pads texts to so many `words`."""
 
-    def __init__(self, folder: Path, threads: int, words: int) -> None:
+    def __init__(self, folder: Path, machine: Machine, words: int) -> None:
         from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PixArtSigmaPipeline
 
-        torch.set_num_threads(threads)
-        self._words = words
-        self._pipeline: Any = PixArtSigmaPipeline.from_pretrained(folder, local_files_only=True)
+        torch.set_num_threads(machine.threads)
+        self._machine, self._words = machine, words
+        self._pipeline: Any = PixArtSigmaPipeline.from_pretrained(folder, dtype=machine.dtype, local_files_only=True)
+        self._pipeline.to(machine.device)
         self._pipeline.set_progress_bar_config(disable=True)
         config = self._pipeline.scheduler.config
         self._schedulers = {
@@ -82,10 +83,11 @@ class Diffusers:
         self._shape = (self._pipeline.transformer.config.in_channels, side, side)
 
     def noise(self, job: PictureJob) -> torch.Tensor:
-        """[C, H, W], that with which a request of this seed begins in Stride."""
+        """[C, H, W], that with which a request of this seed begins in Stride, in the network's precision."""
         seed = torch.tensor([job.seed])
         size = int(np.prod(self._shape))
-        return normal(seed, torch.zeros_like(seed), INITIAL_NOISE, size).view(self._shape)
+        drawn = normal(seed, torch.zeros_like(seed), INITIAL_NOISE, size).view(self._shape)
+        return drawn.to(self._machine.device, self._machine.dtype)
 
     def draw(self, noise: dict[int, torch.Tensor], jobs: Sequence[PictureJob]) -> Sequence[np.ndarray]:
         """One call of the pipeline for jobs that are alike; `noise` by seed."""
@@ -110,9 +112,9 @@ class Diffusers:
 class Peer:
     """Diffusers in a process of its own, which it has to itself as a server would."""
 
-    def __init__(self, folder: Path, threads: int, words: int = WORDS) -> None:
+    def __init__(self, folder: Path, machine: Machine, words: int = WORDS) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self._process = ProcessPoolExecutor(1, mp_context=spawn, initializer=_load, initargs=(folder, threads, words))
+        self._process = ProcessPoolExecutor(1, mp_context=spawn, initializer=_load, initargs=(folder, machine, words))
 
     def serve(self, jobs: Sequence[PictureJob], batch: int = 1, patience: float = 0.0) -> list[Drawn]:
         return self._process.submit(_serve, jobs, batch, patience).result()
@@ -124,8 +126,8 @@ class Peer:
 _LOADED: list[Diffusers] = []
 
 
-def _load(folder: Path, threads: int, words: int) -> None:
-    _LOADED.append(Diffusers(folder, threads, words))
+def _load(folder: Path, machine: Machine, words: int) -> None:
+    _LOADED.append(Diffusers(folder, machine, words))
 
 
 def _serve(jobs: Sequence[PictureJob], batch: int, patience: float) -> list[Drawn]:

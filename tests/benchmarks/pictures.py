@@ -1,5 +1,6 @@
 """Stride over HTTP against diffusers' pipelines, served first come first served and in fixed batches: one network in one
-precision, the same requests at the same times. `python -m tests.benchmarks.pictures --picture FILE` prints a table.
+precision, the same requests at the same times. `python -m tests.benchmarks.pictures --picture FILE` prints a table; with
+`--device cuda --dtype bfloat16` it is of a GPU.
 
 First all requests come at once: what each contestant can do at most, and how often a second they come afterwards, in multiples
 of what diffusers can do one by one. Figures are kept in `--json`, and what is there is not measured again.
@@ -22,11 +23,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
 from PIL import Image
 
 from tests.benchmarks.picture_checkpoints import SHAPES, write_pipeline
 from tests.benchmarks.picture_ideal import measure_ideal
-from tests.benchmarks.picture_jobs import Drawn, Figures, PictureJob, figures, picture_jobs
+from tests.benchmarks.picture_jobs import Drawn, Figures, Machine, PictureJob, figures, picture_jobs
 from tests.benchmarks.picture_peers import WORDS, Peer
 from tests.http.server import Server
 
@@ -39,8 +41,11 @@ Serve = Callable[[Sequence[PictureJob]], list[Drawn]]
 class Stride:
     """A server process, asked as clients ask."""
 
-    def __init__(self, folder: Path, threads: int, log: Path) -> None:
-        self._server = Server(log, "--model", f"pictures={folder},dtype=float32", "--threads", str(threads), ready_seconds=300)
+    def __init__(self, folder: Path, machine: Machine, log: Path) -> None:
+        model = f"pictures={folder},dtype={machine.precision}"
+        where = "--device", str(machine.device), "--threads", str(machine.threads)
+        self._log = log
+        self._server = Server(log, "--model", model, *where, ready_seconds=300)
 
     def serve(self, jobs: Sequence[PictureJob]) -> list[Drawn]:
         forwards, moves = (self._server.metric(f"stride_batch_rows_{kind}") for kind in ("count", "sum"))
@@ -61,7 +66,7 @@ class Stride:
             body["negative_prompt"] = job.negative
         await asyncio.sleep(began + job.arrives - time.perf_counter())
         response = await http.post("/v1/generate", json=body)
-        assert response.status_code == 200, response.text
+        assert response.status_code == 200, f"{response.text}\n{self._log.read_text()[-4000:]}"
         return time.perf_counter() - began, response.content
 
     def close(self) -> None:
@@ -75,10 +80,11 @@ def decoded(body: bytes) -> np.ndarray:
 
 @dataclass
 class Result:
-    """Of one network. `runs`: figures by load, then by contestant. `difference`: the largest mean difference, in levels of
-    255, of a picture of Stride's from diffusers' own."""
+    """Of one network on one machine. `runs`: figures by load, then by contestant. `difference`: the largest mean difference, in
+    levels of 255, of a picture of Stride's from diffusers' own."""
 
     network: str
+    machine: str = ""
     ideal: float = 0.0
     row_ms: tuple[float, float] = (0.0, 0.0)
     difference: float = 0.0
@@ -96,7 +102,7 @@ class Bench:
 
     count: int
     loads: Sequence[float]
-    threads: int = 2
+    machine: Machine
     batch: int = 8
     patience: float = 0.1
     words: int = WORDS
@@ -106,10 +112,10 @@ class Bench:
         """Adds what `result` lacks; `save` is called after every figure."""
         at_once = picture_jobs(self.count, 0.0, seed=1)
         if not result.ideal:
-            ideal = measure_ideal(folder, self.threads, at_once)
+            ideal = measure_ideal(folder, self.machine, at_once)
             result.ideal, result.row_ms = ideal.images_per_second(at_once), (1e3 * ideal.alone, 1e3 * ideal.row)
             print(f"{result.network}: {ideal}", flush=True)
-        stride, peer = Stride(folder, self.threads, log), Peer(folder, self.threads, self.words)
+        stride, peer = Stride(folder, self.machine, log), Peer(folder, self.machine, self.words)
         contestants: dict[str, Serve] = {
             FIRST_COME: peer.serve,
             BATCHES: partial(peer.serve, batch=self.batch, patience=self.patience),
@@ -118,6 +124,9 @@ class Bench:
         try:
             for name, serve in contestants.items():
                 serve(picture_jobs(2, 0.0, seed=2, salt=name))
+                # Kernels are compiled, chosen and loaded for the shapes that come, those of texts as long as the measured ones.
+                for salt, count in (("a ", 1), ("b ", 4), ("c ", self.count)) if self.machine.is_gpu else ():
+                    serve(picture_jobs(count, 0.0, seed=1, salt=salt))
             print(f"{result.network}: all are ready", flush=True)
             for load in (AT_ONCE, *self.loads):
                 drawn = self._under(load, contestants, result, save)
@@ -193,6 +202,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
             line[0].axhline(at_once.images_per_second, color=colour, linewidth=0.6, linestyle=":")
     panels[0][0].legend(fontsize=7)
     panels[0][0].set_title(f"{results[0].network}; dotted: all at once")
+    figure.suptitle(results[0].machine, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -203,6 +213,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=24, help="requests under each load")
     parser.add_argument("--loads", type=float, nargs="*", default=[0.5, 1.0, 2.0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="of all contestants, as torch calls it")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=8, help="of diffusers in fixed batches, at most")
     parser.add_argument("--patience", type=float, default=0.1, help="seconds that a request waits for others like it there")
     parser.add_argument("--words", type=int, default=WORDS, help="tokens to which diffusers pads texts")
@@ -210,9 +222,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
-    bench = Bench(args.count, args.loads, args.threads, args.batch, args.patience, args.words, args.pause)
+    # With its number, by which all libraries know it: "cuda" is the first.
+    machine = Machine(args.threads, torch.empty(0, device=args.device).device, getattr(torch, args.dtype))
+    bench = Bench(args.count, args.loads, machine, args.batch, args.patience, args.words, args.pause)
     saved = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
-    results = {each["network"]: Result.read(each) for each in saved}
+    results = {(each.network, each.machine): each for each in map(Result.read, saved)}
 
     def save() -> None:
         if args.json is not None:
@@ -220,16 +234,18 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.networks:
-            folder = write_pipeline(Path(temporary) / name, SHAPES[name])
-            bench.measure(results.setdefault(name, Result(name)), folder, Path(temporary) / "log", save)
-    chosen = [results[name] for name in args.networks]
-    print(HEAD)
+            folder = write_pipeline(Path(temporary) / name, SHAPES[name], machine)
+            result = results.setdefault((name, str(machine)), Result(name, str(machine)))
+            bench.measure(result, folder, Path(temporary) / "log", save)
+    chosen = [results[name, str(machine)] for name in args.networks]
+    print(f"{machine}\n\n{HEAD}")
     print("\n".join(row(result, load, name) for result in chosen for load in result.runs for name in result.runs[load]))
     for result in chosen:
         alone, full = result.row_ms
         print(
-            f"{result.network}: an evaluation takes {alone:.1f} ms in a guided request alone and {full:.1f} ms in full batches; "
-            f"ideal {result.ideal:.2f} images/s; pictures differ from diffusers' by {result.difference:.2f} levels of 255 at most"
+            f"{result.network}, {result.machine}: an evaluation takes {alone:.1f} ms in a guided request alone and {full:.1f} ms "
+            f"in full batches; ideal {result.ideal:.2f} images/s; pictures differ from diffusers' by {result.difference:.2f} "
+            "levels of 255 at most"
         )
     if args.picture is not None:
         draw(chosen, args.picture)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kernels.dispatch import TRITON_IS_THERE, prefer_triton
 from kernels.sampler_update import triton_kernel
@@ -13,7 +14,9 @@ from service.engine.messages import ImageWork, Preview, Submit
 from tests.engine.test_pictures import engine_of
 from tests.latent_networks import ToyNetwork
 
-pytestmark = pytest.mark.skipif(not TRITON_IS_THERE, reason="triton is not installed")
+pytestmark = pytest.mark.skipif(
+    not TRITON_IS_THERE or torch.cuda.is_available(), reason="tensors of a CPU need Triton's interpreter"
+)
 
 
 def submits() -> list[Submit]:
