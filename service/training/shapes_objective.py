@@ -57,13 +57,28 @@ def sample_velocity_times(count: int, bias: float, generator: torch.Generator) -
     return torch.where(torch.rand(count, generator=generator, device=device) < EVEN_TIMES, even, leaning)
 
 
-def velocity_loss(
-    network: nn.Module, batch: TrainingBatch, *, dropout: float, noise_bias: float, generator: torch.Generator
-) -> Tensor:
-    """Mean squared error [B] of u(x_t, t, t), with captions dropped at the rate `dropout`.
+@dataclass(frozen=True)
+class Targets:
+    """What the network is to give: u(x, t, s; guidance, text) = `velocity`. x, velocity [B, C, H, W]; text [B, T]; else [B]."""
 
-    Against the exact velocity E[eps - x0 | x_t, caption], or, without a caption, the sample eps - x0 (flow matching). The
-    generator is of the device that the batch is on.
+    x: Tensor
+    t: Tensor
+    s: Tensor
+    guidance: Tensor
+    text: Tensor
+    velocity: Tensor
+
+    @classmethod
+    def of(cls, jumps: Jumps) -> Targets:
+        """The average velocity of the teacher from t to s."""
+        return cls(jumps.x, jumps.t, jumps.s, jumps.guidance, jumps.text, jumps.velocity)
+
+
+def velocity_targets(batch: TrainingBatch, *, dropout: float, noise_bias: float, generator: torch.Generator) -> Targets:
+    """u(x_t, t, t) for noisy pictures of the batch, with captions dropped at the rate `dropout`.
+
+    It is the exact velocity E[eps - x0 | x_t, caption], or, without a caption, the sample eps - x0 (flow matching). The generator
+    is of the device that the batch is on.
     """
     count = len(batch.images)
     t = sample_velocity_times(count, noise_bias, generator)
@@ -71,7 +86,7 @@ def velocity_loss(
     dropped = torch.rand(count, 1, generator=generator, device=generator.device) < dropout
     text = torch.where(dropped, batch.empty, batch.text)
     target = torch.where(dropped[..., None, None], sample, exact_velocity(x, t, batch.scenes))
-    return _weighted_error(network(x, t, t, torch.ones_like(t), text), target, t)
+    return Targets(x, t, t, torch.ones_like(t), text, target)
 
 
 class ScenePaths:
@@ -95,15 +110,11 @@ class ScenePaths:
         return torch.lerp(unconditional, exact, torch.where(guided, guidance, 1.0).view(-1, 1, 1, 1))
 
 
-def flow_map_loss(network: nn.Module, jumps: Jumps) -> Tensor:
-    """Mean squared error [B] of u(x, t, s, w) against the average velocity of the teacher from t to s."""
-    return _weighted_error(network(jumps.x, jumps.t, jumps.s, jumps.guidance, jumps.text), jumps.velocity, jumps.t)
-
-
-def _weighted_error(velocity: Tensor, target: Tensor, t: Tensor) -> Tensor:
-    """Mean squared error [B] of velocities at times t [B].
+def squared_errors(network: nn.Module, at: Targets) -> Tensor:
+    """Mean squared error [B] of the network's velocities.
 
     Below t = `FULL_WEIGHT_FROM` the weight falls with t^2, so that it is the picture's error that counts: of the few rows there,
     a velocity that divides by t would let one outweigh all others of its batch.
     """
-    return (velocity - target).square().mean((1, 2, 3)) * (t / FULL_WEIGHT_FROM).clamp_max(1).square()
+    errors = (network(at.x, at.t, at.s, at.guidance, at.text) - at.velocity).square().mean((1, 2, 3))
+    return errors * (at.t / FULL_WEIGHT_FROM).clamp_max(1).square()

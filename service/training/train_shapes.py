@@ -21,6 +21,7 @@ from service.training.caption_tokenizer import (
     SPECIAL_TOKENS,
     build_caption_tokenizer,
 )
+from service.training.captured import CapturedErrors
 from service.training.checkpointing import check_nothing_there, replace_file, save_training_state, state_to_resume
 from service.training.drawing import PathCaptions, TrainingScenes, drawn_ahead
 from service.training.ema import WeightAverage
@@ -28,10 +29,11 @@ from service.training.evaluate_shapes import quick_accuracy
 from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.own_jumps import OwnJumps
 from service.training.precision import training_attention, training_device, training_precision
-from service.training.shapes_objective import ScenePaths, TrainingBatch, flow_map_loss, velocity_loss
+from service.training.shapes_objective import ScenePaths, Targets, TrainingBatch, squared_errors, velocity_targets
 from service.training.shapes_sampling import ShapesModel
 from service.training.training_loop import run_training
-from service.training.trajectories import Jumps, PathStarts, TrajectoryBank
+from service.training.trajectories import Jumps, PathStarts, TrajectoryBank, joined_rows
+from service.workers.graphs import CudaCapture
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class ShapesTrainer:
     """Network, average, optimiser and step of one run; `step` counts over both stages.
 
     In the second stage `bank` holds paths of the exact velocity, guided by `teacher`: the average that the first one ended with.
-    `own` holds jumps from where the network's own have led, to where that velocity leads from there.
+    `own` holds jumps from where the network's own have led, to where that velocity leads from there. On a GPU the passes through
+    the network are `captured`.
     """
 
     bank: TrajectoryBank | None
@@ -148,6 +151,9 @@ class ShapesTrainer:
         self.bank = None
         self._batches: Iterator[TrainingBatch] | None = None
         self._losses: list[dict[str, Tensor]] = []
+        self.captured: CapturedErrors | None = None
+        if self.device.type == "cuda":
+            self.captured = CapturedErrors(self.network, MAX_TEXT_TOKENS, CudaCapture(self.device))
 
     @property
     def total_steps(self) -> int:
@@ -165,23 +171,27 @@ class ShapesTrainer:
             self._batches = drawn_ahead(scenes, range(self.step, self.total_steps), options.workers, self.device)
         batch = next(self._batches).to(self.device)
         with training_attention(self.device), training_precision(self.device):
-            velocity = velocity_loss(
-                self.network,
-                batch,
-                dropout=options.caption_dropout,
-                noise_bias=options.noise_bias,
-                generator=generator,
-            )
-            total, mapped = velocity.sum(), torch.zeros(1, device=self.device)
+            targets = [
+                velocity_targets(batch, dropout=options.caption_dropout, noise_bias=options.noise_bias, generator=generator)
+            ]
             if self.bank is not None:
-                mapped = flow_map_loss(self.network, self._jumps(self.bank, generator))
-                total = total + mapped.sum()
-        (total / options.batch_size).backward()
+                targets.append(Targets.of(self._jumps(self.bank, generator)))
+        errors = self._errors(joined_rows(targets))
         self.optimizer.step(self.step - options.steps if flow_map else self.step)
         self.average.update(self.network)
         self.step += 1
-        self._losses.append({"velocity": velocity.detach().mean(), "flow_map": mapped.detach().mean()})
+        velocity, mapped = errors.split([len(targets[0].t), len(errors) - len(targets[0].t)])
+        self._losses.append({"velocity": velocity.mean(), "flow_map": mapped.sum() / max(1, len(mapped))})
         return self._losses[-1]
+
+    def _errors(self, at: Targets) -> Tensor:
+        """[B]; the parameters have the gradients of their mean."""
+        if self.captured is not None:
+            return self.captured(at)
+        with training_attention(self.device), training_precision(self.device):
+            errors = squared_errors(self.network, at)
+        errors.mean().backward()
+        return errors.detach()
 
     def _jumps(self, bank: TrajectoryBank, generator: torch.Generator) -> Jumps:
         """Those of a step of the second stage: along paths of the teacher, and from states of the network's own."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.training.precision import CPU
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LEGS = 16
 BATCH = 16
@@ -57,9 +60,7 @@ class Jumps:
     @classmethod
     def joined(cls, parts: Sequence[Jumps]) -> Jumps:
         """The rows of all, in order; captions are padded with id 0 to as many ids as the longest has."""
-        longest = max(part.text.shape[1] for part in parts)
-        parts = [replace(part, text=F.pad(part.text, (0, longest - part.text.shape[1]))) for part in parts]
-        return cls(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(cls)))
+        return joined_rows(parts)
 
     def rows(self, which: Tensor) -> Jumps:
         """Some of the rows, by their numbers or by a mask."""
@@ -228,6 +229,18 @@ def _kept(right: list[bool]) -> list[int]:
     """The paths of a batch that are kept, as often as fills it: those that are right, or all where none is."""
     kept = [i for i, yes in enumerate(right) if yes] or list(range(len(right)))
     return [kept[i % len(kept)] for i in range(len(right))]
+
+
+Rows = TypeVar("Rows", bound="DataclassInstance")
+"""A dataclass of tensors with a row each, `text` [B, T] among them."""
+
+
+def joined_rows(parts: Sequence[Rows]) -> Rows:
+    """The rows of all, in order; `text` is padded with id 0 to as many ids as the longest has."""
+    columns = {item.name: [getattr(part, item.name) for part in parts] for item in fields(parts[0])}
+    longest = max(text.shape[1] for text in columns["text"])
+    columns["text"] = [F.pad(text, (0, longest - text.shape[1])) for text in columns["text"]]
+    return replace(parts[0], **{name: torch.cat(tensors) for name, tensors in columns.items()})
 
 
 @cache

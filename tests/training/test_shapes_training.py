@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from service.cli import main
-from service.training.caption_tokenizer import build_caption_tokenizer, encode_captions
+from service.training.caption_tokenizer import MAX_TEXT_TOKENS, build_caption_tokenizer, encode_captions
+from service.training.captured import CapturedErrors
 from service.training.checkpointing import load_training_state
 from service.training.drawing import draw_training_batch
 from service.training.evaluate_shapes import sampler_table
-from service.training.shapes_objective import ScenePaths, exact_velocity, velocity_loss
+from service.training.shapes_objective import ScenePaths, exact_velocity, squared_errors, velocity_targets
 from service.training.shapes_sampling import ShapesModel
 from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, train_shapes
+from tests.calling_again import CalledAgain
 
 
 def options(out: Path, **changes: object) -> ShapesTrainingOptions:
@@ -41,7 +43,7 @@ def test_the_exact_velocity_has_no_loss() -> None:
 
     def loss(dropout: float) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        return velocity_loss(Exact(), batch, dropout=dropout, noise_bias=1.6, generator=generator)
+        return squared_errors(Exact(), velocity_targets(batch, dropout=dropout, noise_bias=1.6, generator=generator))
 
     assert loss(0.0).max() == 0.0
     assert loss(1.0).min() > 0.0
@@ -87,6 +89,16 @@ def test_scenes_that_workers_draw_ahead_are_those_of_a_run_without_any(tmp_path:
         ahead.train_step()
     for name, value in straight[6]["network"].items():
         torch.testing.assert_close(ahead.network.state_dict()[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_passes_that_are_captured_and_replayed_learn_the_same(tmp_path: Path, straight: list[dict[str, Any]]) -> None:
+    trainer, capture = ShapesTrainer(options(tmp_path)), CalledAgain()
+    trainer.captured = CapturedErrors(trainer.network, MAX_TEXT_TOKENS, capture)
+    for _ in range(8):
+        trainer.train_step()
+    assert (capture.captures, capture.replays) == (1, 8)
+    for name, value in straight[8]["network"].items():
+        torch.testing.assert_close(trainer.network.state_dict()[name], value, atol=1e-4, rtol=1e-4)
 
 
 def test_paths_are_computed_as_many_at_a_time_as_asked(tmp_path: Path) -> None:
