@@ -124,8 +124,6 @@ class Block(nn.Module):
     keys are normalised (arXiv 2302.05442).
     """
 
-    by_shifts = False
-
     def __init__(self, config: FlowTransformerConfig) -> None:
         super().__init__()
         width = config.width
@@ -169,13 +167,6 @@ class Block(nn.Module):
         """The patches [B, patches, width] of a sequence, each with a weighted sum of its 3x3 neighbourhood added."""
         side = self.patches_a_side
         patches = hidden[:, : side * side]
-        if self.by_shifts:
-            plane = F.pad(patches.unflatten(1, (side, side)), (0, 0, 1, 1, 1, 1))
-            weight = self.neighbours_embed.weight.to(plane.dtype).flatten(1)
-            mixed = self.neighbours_embed.bias.to(plane.dtype)
-            for i in range(9):
-                mixed = torch.addcmul(mixed, plane[:, i // 3 : i // 3 + side, i % 3 : i % 3 + side], weight[:, i])
-            return patches + mixed.flatten(1, 2)
         plane = patches.transpose(1, 2).unflatten(2, (side, side))
         return patches + self.neighbours_embed(plane).flatten(2).transpose(1, 2).to(patches.dtype)
 

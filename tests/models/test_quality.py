@@ -69,6 +69,6 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
 def test_the_embedded_model_has_a_table_of_what_it_can_run() -> None:
     table = read_quality(EMBEDDED / "shapes")
     assert table is not None
-    jumps = [row for row in table.runnable(["flow_map"]) if row.choice[1]["guidance"] == 2.0]
+    jumps = [row for row in table.runnable(["flow_map"]) if row.choice[1]["guidance"] == 4.0]
     assert [row.nfe for row in jumps][:4] == [1, 2, 4, 8]
     assert len({row.samples for row in table.rows}) == 1
