@@ -32,7 +32,7 @@ _HELP = {
     "own_paths": "pictures of the model's own whose jumps are kept",
     "evaluate_every": "steps between evaluations and saved states",
     "evaluate_captions": "held-out captions an evaluation",
-    "workers": "processes that draw scenes ahead of time",
+    "workers": "processes that draw scenes ahead of time; in the flow-map stage two more draw those of paths",
     "rate": "peak learning rate",
 }
 

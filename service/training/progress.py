@@ -25,9 +25,10 @@ class TrainingProgress:
         self._bar.close()
 
     def advance(self, **values: float | Tensor) -> None:
-        """One step done; the values are shown beside the bar, and read from the device only then."""
+        """One step done. When the bar is drawn, which is every few seconds, the values are read from the device, and shown from
+        the next time on."""
         if self._bar.update():
-            self._bar.set_postfix({name: f"{float(value):.3f}" for name, value in values.items()})
+            self._bar.set_postfix({name: f"{float(value):.3f}" for name, value in values.items()}, refresh=False)
 
     def record(self, step: int, **values: float) -> None:
         """Append one evaluation to the metrics file and print it above the bar."""

@@ -98,6 +98,7 @@ class DistillationOptions:
         """What must agree between a run and the one that it resumes."""
         free = {"teacher", "out", "resume", "stop_after", "threads", "device", "evaluate_every", "held_out_paths"}
         values = asdict(self) | {"guidance": None if self.guidance is None else list(self.guidance)}
+        values["kind of device"] = self.device.split(":")[0]  # which has random numbers of its own
         return {name: value for name, value in values.items() if name not in free}
 
 

@@ -41,7 +41,7 @@ class ShapesTrainingOptions:
     """What `stride train shapes` does; `steps` are of the velocity stage, `flow_map_steps` follow.
 
     `start` is the folder of a model of the same shape to begin with, in place of fresh weights. `workers` are processes that
-    draw scenes ahead of time; without any they are drawn between steps.
+    draw scenes ahead of time, and where there are any, two more draw those of paths; without, they are drawn between steps.
     """
 
     out: Path
@@ -261,7 +261,7 @@ class ShapesTrainer:
         velocity, shape = ScenePaths(self.teacher), (config.channels, config.image_size, config.image_size)
 
         def starts() -> PathStarts:
-            captions = PathCaptions(self.tokenizer, options.seed, options.workers, self.device)
+            captions = PathCaptions(self.tokenizer, options.seed, min(options.workers, 1), self.device)
             text = config.max_text_tokens, config.guidance_range
             return PathStarts(captions, shape, *text, options.seed, self.device, options.paths_at_once)
 

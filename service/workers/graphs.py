@@ -33,7 +33,7 @@ class CudaCapture:
     """By CUDA graphs, as torch's documentation prescribes: warmed up and captured on a stream of its own, all of one pool of
     memory, since never two of them run at a time and all that they gave is kept.
 
-    No machine of the tests has a GPU: what surrounds a capture is tested with one that calls the function again.
+    Where tests have no GPU, what surrounds a capture is tested with one that calls the function again.
     """
 
     def __init__(self, device: torch.device) -> None:

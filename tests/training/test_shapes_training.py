@@ -16,8 +16,10 @@ from service.training.captured import CapturedErrors
 from service.training.checkpointing import load_training_state
 from service.training.drawing import draw_training_batch
 from service.training.evaluate_shapes import sampler_table
+from service.training.precision import training_precision
 from service.training.shapes_objective import ScenePaths, exact_velocity, squared_errors, velocity_targets
 from service.training.shapes_sampling import ShapesModel
+from service.training.train_distill import DistillationOptions
 from service.training.train_shapes import ShapesTrainer, ShapesTrainingOptions, train_shapes
 from tests.calling_again import CalledAgain
 
@@ -99,6 +101,31 @@ def test_passes_that_are_captured_and_replayed_learn_the_same(tmp_path: Path, st
     assert (capture.captures, capture.replays) == (1, 8)
     for name, value in straight[8]["network"].items():
         torch.testing.assert_close(trainer.network.state_dict()[name], value, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cuda_graph_gives_the_gradients_of_the_passes_that_it_captured(tmp_path: Path) -> None:
+    trainer = ShapesTrainer(options(tmp_path, device="cuda"))
+    network, captured, generator = trainer.network, trainer.captured, torch.Generator("cuda").manual_seed(0)
+    assert captured is not None
+    for seed in range(3):
+        batch = draw_training_batch(trainer.tokenizer, (1, seed), 8).to(trainer.device)
+        targets = velocity_targets(batch, dropout=0.1, noise_bias=1.6, generator=generator)
+        errors = captured(targets).clone()
+        replayed = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+        with training_precision(trainer.device):
+            plain = squared_errors(network, targets)
+        torch.testing.assert_close(errors, plain, rtol=1e-2, atol=1e-4)
+        for gradient, found in zip(torch.autograd.grad(plain.mean(), network.parameters()), replayed, strict=True):
+            assert (found - gradient).norm() <= 0.02 * gradient.norm() + 1e-6
+
+
+def test_runs_on_another_kind_of_device_are_other_runs(tmp_path: Path) -> None:
+    devices = "cpu", "cuda", "cuda:1"
+    shapes = [options(tmp_path, device=device).identity() for device in devices]
+    students = [DistillationOptions(tmp_path / "a", tmp_path / "b", device=device).identity() for device in devices]
+    for here, there, other in (shapes, students):
+        assert here != there == other
 
 
 def test_paths_are_computed_as_many_at_a_time_as_asked(tmp_path: Path) -> None:
