@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.capture import Capture
 from service.training.precision import training_attention, training_dtype
 from service.training.shapes_objective import Targets, squared_errors
-from service.workers.graphs import Capture
 
 
 class CapturedErrors:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from kernels.capture import CudaCapture
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
 from service.training.caption_tokenizer import (
     MAX_TEXT_TOKENS,
@@ -33,7 +34,6 @@ from service.training.shapes_objective import ScenePaths, Targets, TrainingBatch
 from service.training.shapes_sampling import ShapesModel
 from service.training.training_loop import run_training
 from service.training.trajectories import Jumps, PathStarts, TrajectoryBank, joined_rows
-from service.workers.graphs import CudaCapture
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,10 @@ class ShapesTrainingOptions:
     def velocity_rows(self) -> int:
         """Rows a step that still learn the velocity in the flow-map stage."""
         return round(self.batch_size * self.velocity_share)
+
+    def velocity_rows_of(self, step: int) -> int:
+        """Rows of this step that learn the velocity: in the first stage all."""
+        return self.batch_size if step < self.steps else self.velocity_rows
 
     @property
     def own_rows(self) -> int:
@@ -167,7 +171,7 @@ class ShapesTrainer:
             self._enter_flow_map_stage()
         generator = torch.Generator(self.device).manual_seed(options.seed * 1_000_003 + self.step)
         if self._batches is None:
-            scenes = TrainingScenes(self.tokenizer, options.seed, self._velocity_rows)
+            scenes = TrainingScenes(self.tokenizer, options.seed, options.velocity_rows_of)
             self._batches = drawn_ahead(scenes, range(self.step, self.total_steps), options.workers, self.device)
         batch = next(self._batches).to(self.device)
         with training_attention(self.device), training_precision(self.device):
@@ -267,9 +271,6 @@ class ShapesTrainer:
 
         self.bank = TrajectoryBank(velocity, starts(), options.paths)
         self.own = OwnJumps(self.network, velocity, starts(), options.own_paths)
-
-    def _velocity_rows(self, step: int) -> int:
-        return self.options.batch_size if step < self.options.steps else self.options.velocity_rows
 
     def _velocity_optimizer(self) -> SplitOptimizer:
         options = self.options

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.capture import Capture
 from kernels.paged_attention import PackedPlans, Plan
 from service.models.decoder import Decoder
-from service.workers.graphs import Capture, CapturedRows, sizes_up_to
+from service.workers.graphs import CapturedRows, sizes_up_to
 from service.workers.packed_attention import PackedAttention, PlanPacker
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache

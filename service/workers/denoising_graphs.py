@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.capture import Capture
 from service.models.latent_network import Adapters, Condition, LatentNetwork, PackableNetwork
 from service.models.reuse_memory import Reuse
-from service.workers.graphs import Capture, CapturedRows
+from service.workers.graphs import CapturedRows
 
 log = logging.getLogger("stride.models")
 

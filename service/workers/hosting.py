@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from kernels.capture import CudaCapture
 from service.logs import LogStyle
 from service.models.decoder import DecoderConfig
 from service.models.flow_network import FlowNetwork
@@ -23,7 +24,6 @@ from service.models.quality import read_quality
 from service.procedures.quality import QualityTable
 from service.procedures.speculative import MOST_BY_MASKS, scratch_of_masks
 from service.workers.block_pool import BlockPool
-from service.workers.graphs import CudaCapture
 from service.workers.latent_worker import LatentWorker
 from service.workers.memory_plan import MemoryPlan, TextDemand, planned
 from service.workers.paged_cache import PagedCache

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from kernels.capture import Capture
 from kernels.philox import normal
 from kernels.sampler_update import Noise, sampler_step
 from service.models.latent_network import ExpandingNetwork, LatentNetwork
@@ -19,7 +20,6 @@ from service.workers.block_pool import BlockPool
 from service.workers.conditions import Conditions
 from service.workers.denoising_graphs import denoising_graphs
 from service.workers.expanding import expanded
-from service.workers.graphs import Capture
 from service.workers.guidance import to_be_guided
 from service.workers.pending import Launched, Pending, Span, fetched
 from service.workers.purposes import INITIAL_NOISE, STEP_NOISE

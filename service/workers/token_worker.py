@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kernels.capture import Capture
 from kernels.dispatch import triton_for
 from kernels.token_sampling import COLDEST
 from service.models.decoder import Decoder
@@ -19,7 +20,6 @@ from service.workers.conditioning import Conditioning
 from service.workers.drafters import CachedDrafter, Continuation, Drafter, MedusaDrafter
 from service.workers.fastest_forward import fastest_forward
 from service.workers.forward import Forward
-from service.workers.graphs import Capture
 from service.workers.kernel_forward import KernelForward
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache

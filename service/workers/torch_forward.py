@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kernels.capture import Capture
 from kernels.dispatch import triton_for
 from kernels.paged_attention import Plan, RowGroup, paged_attention, plan_groups, single_spans
 from service.models.decoder import Attention, Decoder, DecoderConfig
 from service.workers.batch_invariant import TILE, in_tiles, make_batch_invariant
 from service.workers.decoding_graphs import DecodingGraphs
 from service.workers.forward import ForwardOutput
-from service.workers.graphs import Capture
 from service.workers.packed_attention import PackedAttention, PlanPacker
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache

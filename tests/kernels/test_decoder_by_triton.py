@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.capture import CudaCapture
 from kernels.dispatch import prefer_triton
 from service.models.loading import ModelSpec, TextModel, load_model
 from service.procedures.types import Axis, TokenRow
 from service.workers.block_pool import BlockPool
-from service.workers.graphs import CudaCapture
 from service.workers.packed_rows import PackedRows
 from service.workers.paged_cache import PagedCache
 from service.workers.threads import Threads
