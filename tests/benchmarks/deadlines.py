@@ -149,7 +149,7 @@ def _judged(answer: Answer, scene: Scene, body: dict[str, Any]) -> Answer:
 def table(answers: Sequence[Answer], deadline: float) -> list[str]:
     """A line an arm and half, in Markdown."""
     lines = [
-        "| load | steps | requests | within the deadline | p50 s | p99 s | mean evaluations | correct | shortened on the way |",
+        "| load | steps | requests | within the deadline | p50 s | p99 s | mean evaluations | correct | other procedure |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for doubled in (False, True):
