@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.capture import Capture
-from service.training.precision import training_attention, training_dtype
+from service.training.precision import training_attention, training_precision
 from service.training.shapes_objective import Targets, squared_errors
 
 
@@ -41,13 +41,11 @@ class _Step:
         self._targets = Targets(**{name: part.clone() for name, part in vars(targets).items()})
         self._rows = len(targets.t)
         device = targets.x.device
-        dtype = training_dtype(device)
 
         def step() -> Tensor:
             """The errors and all gradients, in a row."""
-            # Without what autocast keeps of one run, which would be missing in the next.
-            reduced = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32, cache_enabled=False)
-            with training_attention(device), reduced:
+            # What is cached in one run would be missing in the next.
+            with training_attention(device), training_precision(device, cached=False):
                 errors = squared_errors(network, self._targets)
             gradients = torch.autograd.grad(errors.mean(), self._parameters, materialize_grads=True)
             return torch.cat([errors.detach(), *(gradient.flatten() for gradient in gradients)])

@@ -37,7 +37,7 @@ def draw_training_batch(tokenizer: Tokenizer, seed: tuple[int, ...], count: int)
     choices = np.random.default_rng((*seed, 1)).random(count)
     told = [vary_scene(scene, choice) for scene, choice in zip(scenes.scenes, choices, strict=True)]
     text = encode_captions(tokenizer, [*(scene.caption for scene in told), ""])
-    return TrainingBatch(text[:-1], text[-1:].expand(count, -1), ExactScenes.of(told), scenes.images)
+    return TrainingBatch(text[:-1], text[-1:].repeat(count, 1), ExactScenes.of(told), scenes.images)
 
 
 class TrainingScenes(Dataset[TrainingBatch]):

@@ -93,9 +93,6 @@ class ExactScenes:
     def to(self, device: torch.device, non_blocking: bool = False) -> ExactScenes:
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def contiguous(self) -> ExactScenes:
-        return self._each(Tensor.contiguous)
-
     def pin_memory(self) -> ExactScenes:
         return self._each(Tensor.pin_memory)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from service.training.flow_objectives import landing
-from service.training.trajectories import FREE_SHARE, LEGS, Jumps, PathStarts, Velocity, euler_leg, trimmed
+from service.training.trajectories import FREE_SHARE, LEGS, Jumps, PathStarts, Velocity, euler_leg, joined_rows, trimmed
 
 OWN_JUMP_COUNTS = (2, 4, 8, 16)
 OWN_JUMP_SHARES = (0.15, 0.35, 0.4, 0.1)
@@ -54,7 +54,7 @@ class OwnJumps:
         """Random jumps, more often those that missed. The generator is of the device that they are on."""
         missed = torch.cat([each for _, each in self.batches]).clamp_max(LARGEST_MISS)
         picks = torch.multinomial(missed + missed.mean(), count, replacement=True, generator=generator)
-        drawn = Jumps.joined([jumps for jumps, _ in self.batches]).rows(picks)
+        drawn = joined_rows([jumps for jumps, _ in self.batches]).rows(picks)
         return replace(drawn, text=trimmed(drawn.text))
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class OwnJumps:
                 jumps.append(Jumps(x, t, end, s, start.guidance, start.text).rows(taught))
                 missed.append((landed - end).square().flatten(1).mean(1)[taught])
             x = landed
-        return Jumps.joined(jumps), torch.cat(missed)
+        return joined_rows(jumps), torch.cat(missed)
 
 
 def _stops(generator: torch.Generator) -> list[int]:

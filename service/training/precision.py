@@ -18,9 +18,10 @@ def training_dtype(device: torch.device = CPU) -> torch.dtype:
     return fast_dtype(device)
 
 
-def training_precision(device: torch.device = CPU) -> AbstractContextManager[object]:
-    """A `with` in which networks multiply in `training_dtype(device)`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=training_dtype(device) is torch.bfloat16)
+def training_precision(device: torch.device = CPU, cached: bool = True) -> AbstractContextManager[object]:
+    """A `with` in which networks multiply in `training_dtype(device)`; their weights are converted once, if that is `cached`."""
+    enabled = training_dtype(device) is torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=cached)
 
 
 @contextmanager

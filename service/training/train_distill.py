@@ -31,7 +31,17 @@ from service.training.optimizer import Schedule, SplitOptimizer
 from service.training.precision import training_device, training_precision
 from service.training.text_data import step_generator
 from service.training.training_loop import run_training
-from service.training.trajectories import BATCH, LEGS, PATH_SALT, Captions, Jumps, PathStarts, TrajectoryBank, guided_velocity
+from service.training.trajectories import (
+    BATCH,
+    LEGS,
+    PATH_SALT,
+    Captions,
+    Jumps,
+    PathStarts,
+    TrajectoryBank,
+    guided_velocity,
+    joined_rows,
+)
 
 HELD_OUT_SEED = 1_000_003
 JUMP_COUNTS = (1, 2, 4, 8)
@@ -163,7 +173,7 @@ class Distiller:
         options, objective = self.options, self.options.objective
         if objective == "consistency":
             to_data, any_ = self.bank.draw_to_data(count // 2, generator), self.bank.draw(count - count // 2, generator)
-            jumps = Jumps.joined([to_data, any_])
+            jumps = joined_rows([to_data, any_])
         else:
             jumps = self.bank.draw(count, generator)
         u, x, t, s = self._map(jumps), jumps.x, jumps.t, jumps.s

@@ -15,13 +15,7 @@ from torch import Tensor
 
 from kernels.capture import CudaCapture
 from service.models.flow_transformer import FlowTransformer, FlowTransformerConfig
-from service.training.caption_tokenizer import (
-    MAX_TEXT_TOKENS,
-    NULL,
-    PAD,
-    SPECIAL_TOKENS,
-    build_caption_tokenizer,
-)
+from service.training.caption_tokenizer import MAX_TEXT_TOKENS, NULL, PAD, SPECIAL_TOKENS, build_caption_tokenizer
 from service.training.captured import CapturedErrors
 from service.training.checkpointing import check_nothing_there, replace_file, save_training_state, state_to_resume
 from service.training.drawing import PathCaptions, TrainingScenes, drawn_ahead
@@ -206,7 +200,7 @@ class ShapesTrainer:
         if not options.own_rows:
             return jumps
         self.own.advance(options.own_paths + new)
-        return Jumps.joined([jumps, self.own.draw(options.own_rows, generator)])
+        return joined_rows([jumps, self.own.draw(options.own_rows, generator)])
 
     def validate(self) -> dict[str, float]:
         """The mean losses since the last evaluation, and what the averaged weights draw correctly."""
@@ -266,8 +260,8 @@ class ShapesTrainer:
 
         def starts() -> PathStarts:
             captions = PathCaptions(self.tokenizer, options.seed, min(options.workers, 1), self.device)
-            text = config.max_text_tokens, config.guidance_range
-            return PathStarts(captions, shape, *text, options.seed, self.device, options.paths_at_once)
+            learnt = config.max_text_tokens, config.guidance_range
+            return PathStarts(captions, shape, *learnt, options.seed, self.device, options.paths_at_once)
 
         self.bank = TrajectoryBank(velocity, starts(), options.paths)
         self.own = OwnJumps(self.network, velocity, starts(), options.own_paths)

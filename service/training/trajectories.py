@@ -43,7 +43,7 @@ class Captions:
 
     def pin_memory(self) -> Self:
         """In memory from which a GPU copies while it computes."""
-        return replace(self, **{item.name: getattr(self, item.name).contiguous().pin_memory() for item in fields(self)})
+        return replace(self, **{item.name: getattr(self, item.name).pin_memory() for item in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,6 @@ class Jumps:
     s: Tensor
     guidance: Tensor
     text: Tensor
-
-    @classmethod
-    def joined(cls, parts: Sequence[Jumps]) -> Jumps:
-        """The rows of all, in order; captions are padded with id 0 to as many ids as the longest has."""
-        return joined_rows(parts)
 
     def rows(self, which: Tensor) -> Jumps:
         """Some of the rows, by their numbers or by a mask."""

@@ -16,6 +16,11 @@ class Unavailable(Exception):
     """This contestant cannot run here, and why."""
 
 
+def told(error: Exception) -> str:
+    """What went wrong, in a line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
 @dataclass(frozen=True)
 class Stream:
     """One continuation. Seconds from the moment when all its turn's prompts were handed over; tokens are empty where the

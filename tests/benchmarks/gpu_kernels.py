@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.dispatch import prefer_triton
+from tests.benchmarks.contestant import told
 from tests.benchmarks.gpu_cases import Case, every_case
 from tests.benchmarks.gpu_clock import Ceilings, seconds
 
@@ -47,10 +48,6 @@ def measure(case: Case, device: torch.device, small: bool, without: Sequence[str
         except Exception as error:
             failed[name] = told(error)
     return Measured(case, seconds(case.ours, device, small), peers, failed)
-
-
-def told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def kernel_report(device: torch.device, small: bool, only: str, without: Sequence[str] = ()) -> Iterator[str]:

@@ -26,7 +26,7 @@ from service.engine.messages import Done, Failed, Sampling, Submit, TextWork, Ti
 from service.settings import Settings
 from tests.benchmarks.checkpoints import Shape, write_checkpoint
 from tests.benchmarks.contestant import Engine as Peer
-from tests.benchmarks.contestant import Prompt, Unavailable
+from tests.benchmarks.contestant import Prompt, Unavailable, told
 from tests.benchmarks.engines import StaticLoop, TransformersContinuous
 from tests.benchmarks.gpu_clock import Ceilings, idle_share
 from tests.benchmarks.gpu_pictures import PICTURES, picture_report
@@ -145,7 +145,7 @@ def text_row(
             cells += [f"{made / took:.0f}", f"{took / steps.whole:.2f}"]
         except Exception as error:  # whatever a peer fails with is said beside the table, and the others are measured
             cells += ["", ""]
-            failed.append(f"- {name}, {batch} texts, {peer} did not run: {type(error).__name__}: {str(error).splitlines()[:1]}")
+            failed.append(f"- {name}, {batch} texts, {peer} did not run: {told(error)}")
         free(device)
     yield "| " + " | ".join(cells) + " |"
     yield from failed

@@ -15,7 +15,7 @@ import torch
 from service.engine.assembly import build_engine
 from service.engine.messages import Done, Failed, ImageWork, Submit
 from service.settings import Settings
-from tests.benchmarks.contestant import Unavailable
+from tests.benchmarks.contestant import Unavailable, told
 from tests.benchmarks.gpu_clock import idle_share
 
 
@@ -135,7 +135,7 @@ def picture_report(name: str, shape: DitShape, device: torch.device, folder: Pat
         theirs.run(jobs, batched=True)
         batched, alone = theirs.run(jobs, batched=True), theirs.run(jobs, batched=False)
     except Exception as error:  # what was measured of ours is told all the same
-        yield f"- {name}, diffusers did not run: {type(error).__name__}: {error}"
+        yield f"- {name}, diffusers did not run: {told(error)}"
         batched = alone = math.nan
     yield ""
     yield f"Pictures of {shape.pixels} pixels, guidance {GUIDANCE}, samplers {', '.join(SAMPLERS)} in turn, bfloat16."
